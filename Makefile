@@ -1,0 +1,50 @@
+# Two commands: `make demo` to see it, `make test` to check it. Each sets up all it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Makes Python import the checkout's package from an editable install, whatever the working directory.
+MANAGE := $(BIN)/python tests/demo/manage.py
+
+.PHONY: help demo demo-check test lint unit services wheel screenshots clean
+
+help:
+	@echo "make demo         the demo project in a browser, with a worker beside it"
+	@echo "make demo-check   the demo's main job without a person"
+	@echo "make test         lint, types, layers, migrations, the whole test suite"
+
+$(INSTALLED): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m tests.demo.run
+
+demo-check: $(INSTALLED)
+	@$(BIN)/python -m tests.demo.check
+
+test: lint wheel unit services
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings.sqlite
+
+unit: $(INSTALLED)
+	$(BIN)/pytest
+
+# The same promises on the other database and the other broker.
+services: $(INSTALLED)
+	$(BIN)/pytest --ds tests.settings.postgresql
+	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m tests.wheel
+
+clean:
+	rm -rf $(VENV) .demo build dist

@@ -1,0 +1,39 @@
+"""Who may see a task and act on it; asked by the endpoint, the pages and the admin alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from powercrud_dashboard.models import ActiveTask, TaskRecord
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+    Person = AbstractBaseUser | AnonymousUser
+
+
+def has_permission(user: Person, codename: str) -> bool:
+    """Return whether an active user has one of this package's permissions."""
+    if not user.is_active:
+        return False
+    return user.has_perm(f"powercrud_dashboard.{codename}")  # type: ignore[union-attr]
+
+
+def may_see(user: Person, task_name: str) -> bool:
+    """Return whether this person may see the task, be it recorded or only active."""
+    if not user.is_authenticated or not user.is_active:
+        return False
+    if TaskRecord.objects.visible_to(user).filter(task_name=task_name).exists():
+        return True
+    active = ActiveTask.objects.tasks().filter(task_name=task_name)
+    if has_permission(user, "view_taskrecord"):
+        return active.exists()
+    return active.filter(user_id=user.pk).exists()
+
+
+def may_retry(user: Person, record: TaskRecord) -> bool:
+    return record.is_finished and has_permission(user, "retry_taskrecord")
+
+
+def may_cancel(user: Person, record: TaskRecord) -> bool:
+    return not record.is_finished and has_permission(user, "cancel_taskrecord")

@@ -1,0 +1,211 @@
+"""The manager that keeps history: lifecycle events become records, events and objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.models import FailureReason, TaskEvent, TaskObject, TaskRecord
+from powercrud_dashboard.models.history import Outcome
+from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text
+
+__all__ = ["DashboardAsyncManager"]
+
+logger = logging.getLogger(__name__)
+
+#: Events that a task can produce without limit, so that they are.
+LIMITED_EVENTS = ("progress", "log")
+
+
+class DashboardAsyncManager(AsyncManager):
+    """An :class:`AsyncManager` whose tasks are recorded for the dashboard.
+
+    A subclass that overrides :meth:`async_task_lifecycle` calls ``super()`` to keep the history.
+    """
+
+    def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
+        """Write the event into the history."""
+        record_event(event, task_name, payload)
+
+    def lifecycle_hook_failed(self, event: str, task_name: str, payload: dict[str, Any], error: Exception) -> None:
+        """Write the event after all, which a subclass had undone by raising, and the error beside it."""
+        record_event(event, task_name, payload)
+        trace = clean_text("".join(traceback.format_exception(error)), LONG)
+        message = f"The {event} hook of {self.manager_class_path} failed: {type(error).__name__}: {error}"
+        add_event("hook_error", task_name, message=message, payload={"traceback": trace})
+
+
+def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None:
+    """Write one lifecycle event: the record's change, if any, and a line in its timeline."""
+    change = _CHANGES.get(event)
+    changed = change is None or change(task_name, payload)
+    if not changed:
+        # The task had ended before: this is news of the past.
+        add_event(event, task_name, message="Arrived after the task had ended; the record stays as it is.")
+        return
+    if event in LIMITED_EVENTS and TaskEvent.objects.of_task(task_name).count() >= app_settings.DASHBOARD_EVENT_LIMIT:
+        return
+    for message, level in payload.get("log_lines", ()):
+        add_event("log", task_name, message=message, payload={"level": level})
+    add_event(
+        event,
+        task_name,
+        actor=payload.get("actor") or (payload.get("user") if event == "create" else None),
+        message=str(payload.get("message") or payload.get("error") or ""),
+        payload={name: to_json(payload[name]) for name in _KEPT_DETAILS if payload.get(name) is not None},
+        timestamp=payload.get("timestamp"),
+    )
+
+
+def add_event(
+    event: str,
+    task_name: str,
+    *,
+    actor: Any = None,
+    message: str = "",
+    payload: Mapping[str, Any] | None = None,
+    timestamp: Any = None,
+) -> None:
+    """Add a line to a task's timeline. A task without a record has none."""
+    record_id = TaskRecord.objects.filter(task_name=task_name).values_list("pk", flat=True).first()
+    if record_id is None:
+        logger.warning("There is no record of task %s for its %r event", task_name, event)
+        return
+    TaskEvent.objects.create(
+        record_id=record_id,
+        event=event,
+        actor=actor,
+        actor_label=clean_text(actor, SHORT) if actor else "",
+        message=clean_text(message, MESSAGE),
+        payload=dict(payload or {}),
+        **({"timestamp": timestamp} if timestamp else {}),
+    )
+
+
+#: Facts of an event that the timeline keeps beside its message.
+_KEPT_DETAILS = (
+    "attempt",
+    "conflict_lock_keys",
+    "current",
+    "exception_class",
+    "late",
+    "level",
+    "new_task_name",
+    "reason",
+    "total",
+    "worker_host",
+    "worker_pid",
+)
+
+
+def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
+    limit = app_settings.DASHBOARD_OBJECT_LIMIT
+    user = payload.get("user")
+    affected = payload.get("affected_objects") or []
+    conflict_ids = payload.get("conflict_ids") or {}
+    locked = sum(len(ids) for ids in conflict_ids.values())
+    original = payload.get("retry_of")
+    record = TaskRecord.objects.create(
+        task_name=task_name,
+        label=payload.get("label") or payload.get("func") or task_name,
+        func=clean_text(payload.get("func") or "", SHORT),
+        user=user,
+        user_label=clean_text(user, SHORT) if user else "",
+        affected_objects=[clean_text(item, SHORT) for item in islice(affected, limit)],
+        affected_count=max(len(affected), locked),
+        conflict_ids=_first_keys(conflict_ids, limit),
+        task_args=[to_json(value) for value in payload.get("task_args", ())],
+        task_kwargs={name: to_json(value) for name, value in payload.get("task_kwargs", {}).items()},
+        payload=payload.get("payload") or "",
+        retry_of=TaskRecord.objects.filter(task_name=original).first() if original else None,
+        group=payload.get("group") or "",
+        cluster=payload.get("cluster") or "",
+        manager_class=payload.get("manager_class") or "",
+    )
+    keys = ((label, object_id) for label, ids in conflict_ids.items() for object_id in ids)
+    TaskObject.objects.create_for(record, islice(keys, limit))
+    return True
+
+
+def _first_keys(conflict_ids: Mapping[str, list[str]], limit: int) -> dict[str, list[str]]:
+    kept: dict[str, list[str]] = {}
+    for label, ids in conflict_ids.items():
+        kept[label] = list(ids[:limit])
+        limit -= len(kept[label])
+    return kept
+
+
+def _start(task_name: str, payload: Mapping[str, Any]) -> bool:
+    return TaskRecord.objects.all().record_start(task_name, attempt=payload.get("attempt", 1))
+
+
+def _complete(task_name: str, payload: Mapping[str, Any]) -> bool:
+    changed = TaskRecord.objects.all().record_success(
+        task_name, result=to_json(payload.get("result")), **_last_progress(payload)
+    )
+    if changed:
+        TaskObject.objects.filter(record__task_name=task_name, outcome="").update(outcome=Outcome.DONE)
+    return changed
+
+
+def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
+    return TaskRecord.objects.all().record_failure(
+        task_name,
+        reason=payload.get("reason") or FailureReason.ERROR,
+        error=clean_text(payload.get("error") or payload.get("result") or "", LONG),
+        exception_class=clean_text(payload.get("exception_class") or "", SHORT),
+        traceback=clean_text(payload.get("traceback") or "", LONG),
+        **_last_progress(payload),
+    )
+
+
+def _cancel(task_name: str, payload: Mapping[str, Any]) -> bool:
+    return TaskRecord.objects.all().record_cancel(task_name, **_last_progress(payload))
+
+
+def _last_progress(payload: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"message": "message", "current": "progress_current", "total": "progress_total"}
+    return {column: payload[name] for name, column in names.items() if name in payload}
+
+
+_CHANGES: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "create": _create,
+    "start": _start,
+    "complete": _complete,
+    "fail": _fail,
+    "cancel": _cancel,
+}
+
+
+def to_json(value: Any) -> Any:
+    """Return ``value`` as JSON can keep it: plain data as it is, anything else as its description."""
+    if isinstance(value, models.QuerySet):
+        # Its description would run the query.
+        return f"<QuerySet of {value.model._meta.label}>"
+    try:
+        text = json.dumps(value, cls=_DescribingEncoder, ensure_ascii=False, allow_nan=False)
+        if len(text) <= LONG:
+            # PostgreSQL's jsonb takes neither NUL characters nor halves of surrogate pairs.
+            return json.loads(clean_text(text.replace("\\u0000", "\N{REPLACEMENT CHARACTER}"), LONG))
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return clean_text(text, MESSAGE)
+
+
+class _DescribingEncoder(DjangoJSONEncoder):
+    def default(self, o: Any) -> Any:
+        try:
+            return super().default(o)
+        except TypeError:
+            if isinstance(o, set | frozenset):
+                return sorted(o, key=str)
+            return clean_text(repr(o), MESSAGE)

@@ -1,0 +1,100 @@
+"""The package's errors. Each carries its facts as attributes and says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class HeldObject:
+    """An object that is locked, and who holds it."""
+
+    model_label: str
+    object_id: str
+    holder: str
+    holder_label: str
+    since: datetime | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model_label} {self.object_id} (held by {self.holder_label or self.holder})"
+
+
+class TaskConflict(RuntimeError):
+    """The objects of a launch, a retry or a reservation are held by somebody else.
+
+    ``held`` lists them with their holders; ``total`` counts them all.
+    """
+
+    #: A message that names more objects than this is no longer read.
+    NAMED_IN_MESSAGE = 5
+
+    def __init__(self, held: Sequence[HeldObject], total: int | None = None) -> None:
+        self.held = list(held)
+        self.total = len(self.held) if total is None else total
+        named = ", ".join(str(item) for item in self.held[: self.NAMED_IN_MESSAGE])
+        more = self.total - min(len(self.held), self.NAMED_IN_MESSAGE)
+        rest = f" and {more} more" if more > 0 else ""
+        super().__init__(
+            f"Another task already works on {named}{rest}. Wait until it has ended, or cancel it, and try again."
+        )
+
+    @property
+    def holders(self) -> list[str]:
+        """The names of the tasks and reservations in the way, each once."""
+        return list(dict.fromkeys(item.holder for item in self.held))
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a running task that somebody cancelled.
+
+    Like ``KeyboardInterrupt`` it is not an ``Exception``, so that a loop which goes on
+    past the errors of single objects still stops.
+    """
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(f"Task {task_name} was cancelled.")
+
+
+class UnimportableCallable(ValueError):
+    """A worker process could not import this callable."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(
+            f"{name} can't be run in the background: {reason}. "
+            "Pass a function that is defined at the top level of an importable module, or its dotted path."
+        )
+
+
+class TaskNameTaken(ValueError):
+    """A task with this ``task_key`` exists already."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(
+            f"A task named {task_name} exists already. Leave task_key out to get a fresh name, or pass one not used before."
+        )
+
+
+class EnqueueError(RuntimeError):
+    """The broker did not take the task; it is recorded as failed and its locks are released."""
+
+    def __init__(self, task_name: str, reason: str) -> None:
+        self.task_name = task_name
+        self.reason = reason
+        super().__init__(
+            f"Task {task_name} could not be queued: {reason}. Check that the broker is running, then retry the task."
+        )
+
+
+class TaskNotRetryable(RuntimeError):
+    """This record can't be launched again; ``reason`` says why."""
+
+    def __init__(self, task_name: str, reason: str) -> None:
+        self.task_name = task_name
+        self.reason = reason
+        super().__init__(f"Task {task_name} can't be retried: {reason}")

@@ -1,0 +1,251 @@
+"""Launch a task: lock, record and enqueue it, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from django.db import IntegrityError, connections, models, transaction
+from django.utils import timezone
+
+from powercrud_dashboard import callables, lifecycle, locks, queueing
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.exceptions import EnqueueError, TaskNameTaken
+from powercrud_dashboard.models import ActiveTask, FailureReason, TaskRecord
+from powercrud_dashboard.models.coordination import ActiveTaskState, coordination_db, write_transaction
+from powercrud_dashboard.models.text import SHORT, clean_text
+from powercrud_dashboard.worker.task import TaskCall
+
+logger = logging.getLogger(__name__)
+
+COMPLETION_HOOK = "powercrud_dashboard.async_hooks.task_completion_hook"
+
+
+class LaunchingManager(lifecycle.LifecycleManager, Protocol):
+    """What launching needs of a manager."""
+
+    config: dict[str, Any]
+    #: Primary keys of the reservations that this instance made and has not used yet.
+    reservations: set[int]
+
+    @property
+    def manager_class_path(self) -> str: ...
+
+
+@dataclass
+class Launch:
+    """One request to run a function in the background."""
+
+    func: str | Callable[..., Any]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    conflict_ids: locks.ConflictIds | None = None
+    affected_objects: Iterable[Any] | None = None
+    user: Any = None
+    task_name: str | None = None
+    label: str | None = None
+    group: str | None = None
+    timeout: int | None = None
+    cluster: str | None = None
+    sync: bool = False
+    q_options: Mapping[str, Any] = field(default_factory=dict)
+    retry_of: str | None = None
+
+
+def launch(manager: LaunchingManager, request: Launch) -> str:
+    """Launch the task and return its name.
+
+    Raises:
+        UnimportableCallable, TypeError, ValueError: if the request can't be carried out by a worker.
+        TaskNameTaken: if the wanted name is in use.
+        TaskConflict: if somebody else holds one of the objects.
+        EnqueueError: if the broker does not take the task. Inside a transaction and with a
+            broker elsewhere this is raised at commit.
+
+    Nothing is left behind by a launch that raises, but for the failed record that an
+    ``EnqueueError`` leaves.
+    """
+    path, func = callables.resolve(request.func)
+    available = {"task_key": "", "manager_class": ""}
+    injected = callables.injected_arguments(func, available)
+    callables.check_arguments(path, func, request.args, {**injected, **request.kwargs})
+    keys = locks.normalise(request.conflict_ids)
+    user = _person(request.user)
+    affected = _described(request.affected_objects)
+    # Other spellings of the same wish, as django-q2 takes them.
+    options = dict(request.q_options)
+    group = request.group or options.pop("group", None) or ""
+    cluster = request.cluster or options.pop("cluster", None) or ""
+    timeout = request.timeout or options.pop("timeout", None)
+    sync = bool(request.sync or options.pop("sync", False) or queueing.runs_synchronously())
+    sync = sync or not app_settings.ASYNC_ENABLED
+    if timeout is not None:
+        options["timeout"] = timeout
+    label = clean_text(request.label or path, SHORT)
+    payload = _signed(
+        path,
+        {
+            "func": path,
+            "args": tuple(request.args),
+            "kwargs": dict(request.kwargs),
+            "conflict_ids": keys,
+            "affected_objects": affected,
+            "label": label,
+            "group": group,
+            "timeout": timeout,
+            "cluster": cluster,
+            "q_options": {name: value for name, value in options.items() if name != "timeout"},
+        },
+    )
+    task_name = request.task_name or str(uuid.uuid4())
+    call = TaskCall(
+        path=path,
+        task_name=task_name,
+        manager_class=manager.manager_class_path,
+        manager_config=manager.config or None,
+        shielded_kwargs={k: v for k, v in request.kwargs.items() if k in queueing.RESERVED_KEYWORDS},
+        sync=sync,
+    )
+    kwargs = {k: v for k, v in request.kwargs.items() if k not in queueing.RESERVED_KEYWORDS}
+
+    def enqueue() -> str:
+        return queueing.enqueue(
+            call,
+            request.args,
+            kwargs,
+            **{"hook": COMPLETION_HOOK, **options},
+            task_name=task_name,
+            cluster=cluster,
+            group=group or None,
+            sync=sync,
+        )
+
+    in_this_transaction = not sync and queueing.broker_database() == coordination_db()
+    with write_transaction():
+        active = ActiveTask(
+            task_name=task_name,
+            state=ActiveTaskState.PENDING,
+            label=label,
+            manager_class=manager.manager_class_path,
+            user=user,
+            cluster=cluster,
+            sent_at=timezone.now() if sync else None,
+        )
+        if request.task_name:
+            _insert_under_wanted_name(active)
+        else:
+            active.save(force_insert=True)
+        locks.take(active, keys, from_reservations=manager.reservations)
+        lifecycle.emit(
+            manager,
+            "create",
+            task_name,
+            func=path,
+            label=label,
+            user=user,
+            affected_objects=affected,
+            conflict_ids=keys,
+            task_args=list(request.args),
+            task_kwargs=dict(request.kwargs),
+            group=group,
+            cluster=cluster,
+            retry_of=request.retry_of,
+            manager_class=manager.manager_class_path,
+            payload=payload,
+        )
+        if in_this_transaction:
+            try:
+                with transaction.atomic(using=coordination_db()):
+                    receipt = enqueue()
+            except Exception as error:
+                # The transaction is alive: the caller decides whether this failure is kept with the rest.
+                _could_not_queue(manager, active, error)
+                failure: Exception | None = error
+            else:
+                failure = None
+                ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
+        elif not sync:
+            transaction.on_commit(lambda: _send(manager, active, enqueue), using=coordination_db())
+        used = set(manager.reservations)
+        transaction.on_commit(lambda: manager.reservations.difference_update(used), using=coordination_db())
+    if in_this_transaction and failure is not None:
+        raise EnqueueError(task_name, f"{type(failure).__name__}: {failure}") from failure
+    if sync:
+        _run_here(manager, active, enqueue)
+    return task_name
+
+
+def _signed(path: str, package: dict[str, Any]) -> str:
+    try:
+        return queueing.sign(package)
+    except Exception as error:
+        raise TypeError(
+            f"The arguments of {path} can't be sent to a worker ({type(error).__name__}: {error}). "
+            "Pass plain values, such as primary keys, and look the objects up in the task."
+        ) from error
+
+
+def _insert_under_wanted_name(active: ActiveTask) -> None:
+    """Insert the row; its name must not have been used before, by an active task or by a recorded one."""
+    if TaskRecord.objects.filter(task_name=active.task_name).exists():
+        raise TaskNameTaken(active.task_name)
+    try:
+        with transaction.atomic(using=coordination_db()):
+            active.save(force_insert=True)
+    except IntegrityError as error:
+        raise TaskNameTaken(active.task_name) from error
+
+
+def _run_here(manager: LaunchingManager, active: ActiveTask, run: Callable[[], str]) -> None:
+    """Run a task in this process; its own errors go to the caller, as with any call."""
+    try:
+        run()
+    except Exception as error:
+        if not connections[coordination_db()].needs_rollback:
+            # Does nothing if the task was begun: then its end is recorded already.
+            _could_not_queue(manager, active, error)
+        raise
+
+
+def _send(manager: LaunchingManager, active: ActiveTask, enqueue: Callable[[], str]) -> None:
+    """Hand a committed task to a broker elsewhere."""
+    try:
+        enqueue()
+    except Exception as error:
+        _could_not_queue(manager, active, error)
+        raise EnqueueError(active.task_name, f"{type(error).__name__}: {error}") from error
+    ActiveTask.objects.pending().filter(pk=active.pk).update(sent_at=timezone.now())
+
+
+def _could_not_queue(manager: LaunchingManager, active: ActiveTask, error: Exception) -> None:
+    text = f"Could not be queued. {type(error).__name__}: {error}"
+    kind = type(error)
+    ended = lifecycle.end(
+        manager,
+        active,
+        "fail",
+        reason=FailureReason.NOT_QUEUED.value,
+        error=text,
+        result=text,
+        exception_class=f"{kind.__module__}.{kind.__qualname__}",
+        traceback="",
+    )
+    if ended:
+        logger.error("Task %s could not be queued", active.task_name, exc_info=error)
+
+
+def _person(user: Any) -> Any:
+    """Return the user to keep, or None for nobody and for anonymous visitors."""
+    return user if getattr(user, "pk", None) is not None else None
+
+
+def _described(affected_objects: Iterable[Any] | None) -> list[str]:
+    """Return one line of text for each object, as many as there are."""
+    if affected_objects is None:
+        return []
+    if isinstance(affected_objects, str | models.Model):
+        affected_objects = [affected_objects]
+    return [clean_text(item, SHORT) for item in affected_objects]

@@ -1,0 +1,159 @@
+"""Conflict locks: take, hand over, release, and who holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, models, transaction
+
+from powercrud_dashboard.exceptions import HeldObject, TaskConflict
+from powercrud_dashboard.models import ActiveTask, ConflictLock
+from powercrud_dashboard.models.coordination import ActiveTaskState, coordination_db, reservation_expiry, write_transaction
+
+#: What callers pass: ``{"app_label.Model": {pk, ...}}``; a value may be any iterable of keys or a queryset.
+ConflictIds = Mapping[str, Iterable[Any]]
+#: What the locks are kept by: model label in lower case, keys as sorted text.
+LockKeys = dict[str, list[str]]
+
+#: More objects than this are counted in an error, but not named.
+NAMED_CONFLICTS = 100
+
+
+def normalise(conflict_ids: ConflictIds | None) -> LockKeys:
+    """Return the one spelling of each object, sorted so that two tasks never wait for each other in a ring.
+
+    Labels are matched without regard to case, a proxy model counts as its concrete model,
+    and primary keys are text in the form of the model's own key field.
+
+    Raises:
+        TypeError: if a value is one string, where a collection of keys was meant.
+        ValueError: if a key can't be a primary key of its model.
+    """
+    keys: dict[str, set[str]] = {}
+    for label, values in (conflict_ids or {}).items():
+        model_label, originals = _by_key(label, values)
+        if originals:
+            keys.setdefault(model_label, set()).update(originals)
+    return {label: sorted(keys[label]) for label in sorted(keys)}
+
+
+def held_ids(conflict_ids: ConflictIds) -> set[Hashable]:
+    """Return those of the given ids, as they were given, that anyone holds."""
+    held: set[Hashable] = set()
+    for label, values in conflict_ids.items():
+        model_label, originals = _by_key(label, values)
+        for lock in ConflictLock.objects.all().held_among({model_label: originals}):
+            held.add(originals[lock.object_id])
+    return held
+
+
+def _by_key(label: str, values: Iterable[Any]) -> tuple[str, dict[str, Any]]:
+    """Return the normalised label, and each value under its key as text."""
+    if isinstance(values, str | bytes):
+        raise TypeError(f"conflict_ids[{label!r}] is one string; pass a set of primary keys, such as {{{values!r}}}.")
+    if isinstance(values, models.QuerySet):
+        values = values.values_list("pk", flat=True)
+    try:
+        model = apps.get_model(label)
+    except (LookupError, ValueError):
+        return label.lower(), {str(_key_of(value)): _key_of(value) for value in values}
+    options = model._meta.concrete_model._meta  # type: ignore[union-attr]
+    to_python = options.pk.to_python
+    try:
+        return options.label_lower, {str(to_python(_key_of(value))): _key_of(value) for value in values}
+    except ValidationError as error:
+        raise ValueError(f"conflict_ids[{label!r}]: {' '.join(error.messages)}") from error
+
+
+def _key_of(value: Any) -> Any:
+    return value.pk if isinstance(value, models.Model) else value
+
+
+def holders(keys: LockKeys) -> list[str]:
+    """Return the names of the tasks and reservations that hold one of the objects, each once."""
+    return list({lock.active_task.task_name for lock in ConflictLock.objects.all().held_among(keys)})
+
+
+def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int] = ()) -> None:
+    """Lock all objects for ``holder``, or none; call it inside a transaction.
+
+    Locks that ``holder`` itself has, and locks of the named reservations (primary keys of
+    ``ActiveTask``), are its own already; reservations that are left without a lock are dropped.
+
+    Raises:
+        TaskConflict: if anyone else holds one of the objects.
+    """
+    own = {holder.pk, *from_reservations}
+    held = ConflictLock.objects.all().held_among(keys)
+    others = [lock for lock in held if lock.active_task_id not in own]
+    if others:
+        raise _conflict(others)
+    reserved = [lock.pk for lock in held if lock.active_task_id != holder.pk]
+    if reserved:
+        ConflictLock.objects.all().hand_over(reserved, holder)
+        ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
+    ours = {(lock.model_label, lock.object_id) for lock in held}
+    wanted = ((label, object_id) for label, object_ids in keys.items() for object_id in object_ids)
+    new = [
+        ConflictLock(model_label=label, object_id=object_id, active_task=holder)
+        for label, object_id in wanted
+        if (label, object_id) not in ours
+    ]
+    try:
+        with transaction.atomic(using=coordination_db()):
+            ConflictLock.objects.bulk_create(new)
+    except IntegrityError as error:
+        # Somebody was faster between the look and the insert.
+        others = [lock for lock in ConflictLock.objects.all().held_among(keys) if lock.active_task_id not in own]
+        raise _conflict(others) from error
+
+
+def reserve(name: str, keys: LockKeys, *, manager_class: str = "") -> ActiveTask | None:
+    """Lock the objects under a name, without launching a task. Return the holder.
+
+    If ``name`` is a queued or running task, that task gets the locks as well. Returns None,
+    with nothing locked, if anyone holds one of the objects.
+    """
+    try:
+        with write_transaction():
+            holder = ActiveTask.objects.tasks().filter(task_name=name).first() or ActiveTask.objects.create(
+                task_name=name,
+                state=ActiveTaskState.RESERVED,
+                manager_class=manager_class,
+                expires_at=reservation_expiry(),
+            )
+            take(holder, keys)
+    except TaskConflict:
+        return None
+    return holder
+
+
+def release(name: str, keys: LockKeys | None = None) -> int:
+    """Release what tasks or reservations of this name hold: all of it, or only ``keys``.
+
+    Returns the number of locks released. Objects that others hold are left alone.
+    """
+    locks = ConflictLock.objects.filter(active_task__in=ActiveTask.objects.filter(task_name=name))
+    parts = [locks] if keys is None else locks.on_objects(keys)
+    released = sum(part._raw_delete(part.db) for part in parts)
+    ActiveTask.objects.all().drop_empty_reservations(task_name=name)
+    return released
+
+
+def _conflict(locks: list[ConflictLock]) -> TaskConflict:
+    return TaskConflict(
+        [
+            HeldObject(
+                model_label=lock.model_label,
+                object_id=lock.object_id,
+                holder=lock.active_task.task_name,
+                holder_label=lock.active_task.label,
+                since=lock.locked_at,
+            )
+            for lock in locks[:NAMED_CONFLICTS]
+        ],
+        total=len(locks),
+    )

@@ -1,0 +1,282 @@
+"""What is queued, running or reserved now: small rows that are gone when the task ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.conf import settings
+from django.db import connections, models, router, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from powercrud_dashboard.conf import app_settings
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
+
+
+Item = TypeVar("Item")
+
+
+class ActiveTaskState(models.TextChoices):
+    RESERVED = "reserved", _("Reserved")
+    PENDING = "pending", _("Queued")
+    IN_PROGRESS = "in_progress", _("Running")
+
+
+class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
+    def tasks(self) -> ActiveTaskQuerySet:
+        """Queued and running tasks, without reservations."""
+        return self.exclude(state=ActiveTaskState.RESERVED)
+
+    def reservations(self) -> ActiveTaskQuerySet:
+        return self.filter(state=ActiveTaskState.RESERVED)
+
+    def pending(self) -> ActiveTaskQuerySet:
+        return self.filter(state=ActiveTaskState.PENDING)
+
+    def running(self) -> ActiveTaskQuerySet:
+        return self.filter(state=ActiveTaskState.IN_PROGRESS)
+
+    def expired_reservations(self) -> ActiveTaskQuerySet:
+        return self.reservations().filter(expires_at__lte=Now())
+
+    def silent_for(self, seconds: float) -> ActiveTaskQuerySet:
+        """Running tasks whose worker has not been heard of for so long, by the database's clock."""
+        return self.running().filter(heartbeat_at__lt=Now() - timedelta(seconds=seconds))
+
+    def queued_for(self, seconds: float) -> ActiveTaskQuerySet:
+        """Tasks that have waited for so long, by the database's clock."""
+        return self.pending().filter(created_at__lt=Now() - timedelta(seconds=seconds))
+
+    def claim_pending(self, task_name: str, *, host: str, pid: int) -> bool:
+        """Make a queued task this worker's. Return whether it was still to be had."""
+        return self._claim(self.pending().filter(task_name=task_name), host=host, pid=pid)
+
+    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> bool:
+        """Make a lost worker's task this worker's, unless it has shown life since it was read."""
+        return self._claim(self.still_silent(lost), host=host, pid=pid)
+
+    def still_silent(self, lost: ActiveTask) -> ActiveTaskQuerySet:
+        """The row of a task that looked lost, as long as no heartbeat came after the one that was read."""
+        # Not "equal": SQLite keeps the milliseconds of its own clock, and Django asks in microseconds.
+        return self.of_attempt(lost).filter(heartbeat_at__lte=lost.heartbeat_at)
+
+    @staticmethod
+    def _claim(claimable: ActiveTaskQuerySet, *, host: str, pid: int) -> bool:
+        claimed = claimable.update(
+            state=ActiveTaskState.IN_PROGRESS,
+            attempt=F("attempt") + 1,
+            worker_host=host,
+            worker_pid=pid,
+            started_at=Now(),
+            heartbeat_at=Now(),
+        )
+        return claimed == 1
+
+    def of_attempt(self, active: ActiveTask) -> ActiveTaskQuerySet:
+        """The row as long as it still is in the state and attempt in which ``active`` was read."""
+        return self.filter(pk=active.pk, attempt=active.attempt, state=active.state)
+
+    def beat(self, active: ActiveTask, **progress: Any) -> bool:
+        """Keep the task alive and store new progress. Return False if it was cancelled or taken away."""
+        undisturbed = self.of_attempt(active).filter(cancel_requested_at=None)
+        return undisturbed.update(heartbeat_at=Now(), **progress) == 1
+
+    def keep_alive(self, **progress: Any) -> bool:
+        """Write a heartbeat even though the task was cancelled. Return whether the row is still there."""
+        return self.update(heartbeat_at=Now(), **progress) == 1
+
+    def request_cancel(self, task_name: str, user: AbstractBaseUser | None) -> bool:
+        """Ask a running task's worker to stop it. Return whether this was the first request."""
+        running = self.running().filter(task_name=task_name, cancel_requested_at=None)
+        return running.update(cancel_requested_at=Now(), cancel_requested_by=user) == 1
+
+    def drop_empty_reservations(self, **which: Any) -> None:
+        """Remove the reservations among ``which`` that hold no lock any more."""
+        locks = ConflictLock.objects.using(self.db).filter(active_task_id=models.OuterRef("pk"))
+        self.reservations().filter(~models.Exists(locks), **which)._raw_delete(self.db)
+
+    def end(self, active: ActiveTask) -> int | None:
+        """Remove the row and its locks if ``active`` still describes it.
+
+        Return the number of locks released, or None if the task has passed to another
+        attempt or has ended already: then nothing is touched.
+        """
+        # The raw delete is one conditional DELETE whose row count is the answer. Locks refer to the row
+        # with a constraint that is checked at commit, so they may go second.
+        if not self.of_attempt(active)._raw_delete(self.db):
+            return None
+        return ConflictLock.objects.using(self.db).filter(active_task_id=active.pk)._raw_delete(self.db)
+
+
+class ActiveTask(models.Model):
+    """A task that is queued or running, or a named reservation of objects."""
+
+    task_name = models.CharField(_("task name"), max_length=100)
+    state = models.CharField(_("state"), max_length=20, choices=ActiveTaskState)
+    label = models.CharField(_("label"), max_length=255, blank=True)
+    manager_class = models.CharField(_("manager class"), max_length=255, blank=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+
+    cluster = models.CharField(_("cluster"), max_length=100, blank=True)
+    #: What the broker knows the queue entry by, where it tells (the ORM broker does).
+    queue_receipt = models.CharField(_("queue receipt"), max_length=100, blank=True)
+    #: Empty from commit until the broker has taken the task.
+    sent_at = models.DateTimeField(_("sent at"), null=True, blank=True)
+
+    attempt = models.PositiveIntegerField(_("attempt"), default=0)
+    worker_host = models.CharField(_("worker host"), max_length=255, blank=True)
+    worker_pid = models.PositiveIntegerField(_("worker pid"), null=True, blank=True)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True)
+    heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
+
+    progress_message = models.TextField(_("progress message"), blank=True)
+    progress_current = models.BigIntegerField(_("progress current"), null=True, blank=True)
+    progress_total = models.BigIntegerField(_("progress total"), null=True, blank=True)
+
+    cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
+    cancel_requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("cancel requested by"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+    )
+
+    objects = ActiveTaskQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("active task")
+        verbose_name_plural = _("active tasks")
+        default_permissions = ()
+        constraints = [
+            # Reservations may share a name: two people reserve different objects as "custom-task".
+            models.UniqueConstraint(
+                fields=["task_name"],
+                condition=~Q(state=ActiveTaskState.RESERVED),
+                name="pcrud_active_task_name_uniq",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["task_name"], name="pcrud_active_task_name"),
+            models.Index(
+                fields=["heartbeat_at"],
+                condition=Q(state=ActiveTaskState.IN_PROGRESS),
+                name="pcrud_active_heartbeat",
+            ),
+            models.Index(
+                fields=["created_at"],
+                condition=Q(state=ActiveTaskState.PENDING),
+                name="pcrud_active_queued",
+            ),
+            models.Index(
+                fields=["expires_at"],
+                condition=Q(state=ActiveTaskState.RESERVED),
+                name="pcrud_active_reserved",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.label or self.task_name
+
+
+class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
+    def on_objects(self, keys: Mapping[str, Iterable[str]]) -> Iterator[ConflictLockQuerySet]:
+        """The locks on the wanted objects, as querysets small enough for the database.
+
+        ``keys`` maps a normalised model label to object ids as text.
+        """
+        for model_label, object_ids in keys.items():
+            for chunk in in_chunks(object_ids, using=self.db):
+                yield self.filter(model_label=model_label, object_id__in=chunk)
+
+    def held_among(self, keys: Mapping[str, Iterable[str]]) -> list[ConflictLock]:
+        """Those of the wanted objects that are locked, with their holders."""
+        return [lock for locks in self.on_objects(keys) for lock in locks.select_related("active_task")]
+
+    def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> None:
+        for chunk in in_chunks(lock_ids, using=self.db):
+            self.filter(pk__in=chunk).update(active_task=holder)
+
+    def orphaned(self) -> ConflictLockQuerySet:
+        """Locks whose holder is gone, which only a database without foreign keys can have."""
+        holders = ActiveTask.objects.using(self.db).filter(pk=models.OuterRef("active_task_id"))
+        return self.filter(~models.Exists(holders))
+
+
+class ConflictLock(models.Model):
+    """The right of one task or reservation to work on one object."""
+
+    model_label = models.CharField(_("model"), max_length=201)
+    object_id = models.CharField(_("object id"), max_length=255)
+    active_task = models.ForeignKey(
+        ActiveTask,
+        verbose_name=_("holder"),
+        # Locks are released together with their holder in two statements, see ActiveTaskQuerySet.end().
+        on_delete=models.DO_NOTHING,
+        related_name="locks",
+    )
+    locked_at = models.DateTimeField(_("locked at"), default=timezone.now)
+
+    objects = ConflictLockQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("conflict lock")
+        verbose_name_plural = _("conflict locks")
+        default_permissions = ("view",)
+        permissions = [("release_conflictlock", _("Can release conflict locks"))]
+        constraints = [
+            models.UniqueConstraint(fields=["model_label", "object_id"], name="pcrud_lock_object_uniq"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_label} {self.object_id}"
+
+
+def reservation_expiry() -> Any:
+    """When a reservation made now expires, as an expression on the database's clock."""
+    return Now() + timedelta(seconds=app_settings.CONFLICT_TTL)
+
+
+def coordination_db() -> str:
+    """The alias of the database that the coordination tables are written to."""
+    return router.db_for_write(ActiveTask)
+
+
+@contextmanager
+def write_transaction() -> Iterator[None]:
+    """An atomic block on the coordination database that is ready to write from its start."""
+    using = coordination_db()
+    connection = connections[using]
+    with transaction.atomic(using=using):
+        if connection.vendor == "sqlite" and connection.transaction_mode != "IMMEDIATE":  # type: ignore[attr-defined]
+            # A deferred SQLite transaction that reads first can't wait for the write lock later: it fails
+            # at once with "database is locked". An update of no row takes the lock, and waits for it.
+            ActiveTask.objects.using(using).filter(pk=0).update(attempt=0)
+        yield
+
+
+def in_chunks(items: Iterable[Item], *, using: str) -> Iterator[list[Item]]:
+    """Cut a collection into lists that fit as parameters into one statement of this database."""
+    # A hundred are left for the other conditions of the statement.
+    size = (connections[using].features.max_query_params or 1_000_100) - 100
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk

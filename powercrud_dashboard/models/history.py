@@ -1,0 +1,259 @@
+"""What happened: one record a task for good, its events and the objects it worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from powercrud_dashboard.models.coordination import ActiveTask
+from powercrud_dashboard.models.status import FINISHED, GIVEN_UP, UNFINISHED, FailureReason, TaskStatus
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+
+class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
+    def queued(self) -> TaskRecordQuerySet:
+        return self.filter(status=TaskStatus.PENDING)
+
+    def running(self) -> TaskRecordQuerySet:
+        return self.filter(status=TaskStatus.IN_PROGRESS)
+
+    def failed(self) -> TaskRecordQuerySet:
+        return self.filter(status=TaskStatus.FAILED)
+
+    def completed(self) -> TaskRecordQuerySet:
+        return self.filter(status=TaskStatus.SUCCESS)
+
+    def cancelled(self) -> TaskRecordQuerySet:
+        return self.filter(status=TaskStatus.CANCELLED)
+
+    def finished(self) -> TaskRecordQuerySet:
+        return self.filter(status__in=FINISHED)
+
+    def unfinished(self) -> TaskRecordQuerySet:
+        return self.filter(status__in=UNFINISHED)
+
+    def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> TaskRecordQuerySet:
+        """The records this person may see: all with the view permission, else the own ones."""
+        if not user.is_authenticated or not user.is_active:
+            return self.none()
+        if user.has_perm("powercrud_dashboard.view_taskrecord"):  # type: ignore[union-attr]
+            return self.all()
+        return self.filter(user_id=user.pk)
+
+    def abandoned(self, seconds: float) -> TaskRecordQuerySet:
+        """Unfinished records that no queued or running task stands behind any more."""
+        active = ActiveTask.objects.using(self.db).tasks().filter(task_name=models.OuterRef("task_name"))
+        old = timezone.now() - timedelta(seconds=seconds)
+        return self.unfinished().filter(~models.Exists(active), created_at__lt=old)
+
+    def expired(self, status: str, days: float) -> TaskRecordQuerySet:
+        """Records of this status that ended more than so many days ago."""
+        return self.filter(status=status, finished_at__lt=timezone.now() - timedelta(days=days))
+
+    def record_start(self, task_name: str, *, attempt: int) -> bool:
+        return self._move(task_name, status=TaskStatus.IN_PROGRESS, started_at=timezone.now(), attempts=attempt)
+
+    def record_success(self, task_name: str, **facts: Any) -> bool:
+        return self._end(
+            task_name, status=TaskStatus.SUCCESS, failure_reason="", error="", exception_class="", traceback="", **facts
+        )
+
+    def record_failure(self, task_name: str, *, reason: FailureReason | str, **facts: Any) -> bool:
+        return self._end(task_name, status=TaskStatus.FAILED, failure_reason=reason, **facts)
+
+    def record_cancel(self, task_name: str, **facts: Any) -> bool:
+        return self._end(task_name, status=TaskStatus.CANCELLED, **facts)
+
+    def _end(self, task_name: str, **facts: Any) -> bool:
+        return self._move(task_name, finished_at=timezone.now(), **facts)
+
+    def _move(self, task_name: str, **facts: Any) -> bool:
+        """Change a record that has not ended, or whose end was a guess that the worker now corrects."""
+        guessed = Q(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
+        open_records = self.filter(task_name=task_name)
+        if facts["status"] in (TaskStatus.SUCCESS, TaskStatus.FAILED) and facts.get("failure_reason") not in GIVEN_UP:
+            open_records = open_records.filter(Q(status__in=UNFINISHED) | guessed)
+        else:
+            open_records = open_records.filter(status__in=UNFINISHED)
+        return open_records.update(**facts) == 1
+
+
+class TaskRecord(models.Model):
+    """The whole history of one task in one row; it outlives the task."""
+
+    task_name = models.CharField(_("task name"), max_length=100, unique=True)
+    label = models.CharField(_("label"), max_length=255)
+    func = models.CharField(_("function"), max_length=255)
+    status = models.CharField(_("status"), max_length=20, choices=TaskStatus, default=TaskStatus.PENDING)
+    failure_reason = models.CharField(_("failure reason"), max_length=20, choices=FailureReason, blank=True)
+    message = models.TextField(_("message"), blank=True)
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        db_index=False,
+    )
+    #: The person's name at launch, which stays when the account is deleted.
+    user_label = models.CharField(_("launched by"), max_length=255, blank=True)
+
+    affected_objects = models.JSONField(_("affected objects"), default=list, blank=True, encoder=DjangoJSONEncoder)
+    affected_count = models.PositiveIntegerField(_("number of objects"), default=0)
+    conflict_ids = models.JSONField(_("locked objects"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+    task_args = models.JSONField(_("arguments"), default=list, blank=True, encoder=DjangoJSONEncoder)
+    task_kwargs = models.JSONField(_("keyword arguments"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+    #: What a retry needs, pickled and signed. Only ever loaded after its signature was verified.
+    payload = models.TextField(_("signed payload"), blank=True, editable=False)
+
+    result = models.JSONField(_("result"), null=True, blank=True, encoder=DjangoJSONEncoder)
+    error = models.TextField(_("error"), blank=True)
+    exception_class = models.CharField(_("exception class"), max_length=255, blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    progress_current = models.BigIntegerField(_("progress current"), null=True, blank=True)
+    progress_total = models.BigIntegerField(_("progress total"), null=True, blank=True)
+
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    retry_of = models.ForeignKey(
+        "self",
+        verbose_name=_("retry of"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="retries",
+    )
+    group = models.CharField(_("group"), max_length=100, blank=True)
+    cluster = models.CharField(_("cluster"), max_length=100, blank=True)
+    manager_class = models.CharField(_("manager class"), max_length=255)
+
+    created_at = models.DateTimeField(_("created at"), default=timezone.now)
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+
+    objects = TaskRecordQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
+        ordering = ["-created_at", "-pk"]
+        default_permissions = ("view", "delete")
+        permissions = [
+            ("retry_taskrecord", _("Can retry tasks")),
+            ("cancel_taskrecord", _("Can cancel tasks")),
+        ]
+        indexes = [
+            models.Index(fields=["-created_at", "-id"], name="pcrud_record_newest"),
+            models.Index(fields=["status", "-created_at", "-id"], name="pcrud_record_status"),
+            models.Index(fields=["user", "-created_at", "-id"], name="pcrud_record_user"),
+            models.Index(fields=["status", "finished_at"], name="pcrud_record_retention"),
+            models.Index(
+                fields=["created_at"],
+                condition=Q(status__in=["pending", "in_progress"]),
+                name="pcrud_record_unfinished",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.label or self.task_name
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long the task ran, or has run so far; None if no worker began it."""
+        if self.started_at is None:
+            return None
+        return (self.finished_at or timezone.now()) - self.started_at
+
+
+class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
+    def of_task(self, task_name: str) -> TaskEventQuerySet:
+        return self.filter(record__task_name=task_name)
+
+
+class TaskEvent(models.Model):
+    """Something that happened to a task, when, and by whom."""
+
+    record = models.ForeignKey(TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="events")
+    event = models.CharField(_("event"), max_length=30)
+    timestamp = models.DateTimeField(_("time"), default=timezone.now)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("actor"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        db_index=False,
+    )
+    actor_label = models.CharField(_("actor's name"), max_length=255, blank=True)
+    message = models.TextField(_("message"), blank=True)
+    payload = models.JSONField(_("details"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+
+    objects = TaskEventQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("task event")
+        verbose_name_plural = _("task events")
+        ordering = ["timestamp", "pk"]
+        default_permissions = ()
+        indexes = [models.Index(fields=["record", "timestamp", "id"], name="pcrud_event_timeline")]
+
+    def __str__(self) -> str:
+        return f"{self.event} {self.timestamp:%Y-%m-%d %H:%M:%S}"
+
+
+class Outcome(models.TextChoices):
+    DONE = "done", _("Done")
+    FAILED = "failed", _("Failed")
+    SKIPPED = "skipped", _("Skipped")
+    NOT_REACHED = "not_reached", _("Not reached")
+
+
+class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
+    def touching(self, model_label: str, object_id: str) -> TaskObjectQuerySet:
+        """The entries of this object, for "which tasks worked on it"."""
+        return self.filter(model_label=model_label, object_id=object_id)
+
+    def create_for(self, record: TaskRecord, keys: Iterable[tuple[str, str]]) -> None:
+        """Note the objects, as (model label, object id), that a task was launched for."""
+        self.bulk_create(
+            TaskObject(record=record, model_label=label, object_id=object_id) for label, object_id in keys
+        )
+
+
+class TaskObject(models.Model):
+    """One object that a task was launched for, and what became of it."""
+
+    record = models.ForeignKey(TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="objects_worked_on")
+    model_label = models.CharField(_("model"), max_length=201)
+    object_id = models.CharField(_("object id"), max_length=255)
+    text = models.CharField(_("object"), max_length=255, blank=True)
+    #: Empty until the task says what became of this object.
+    outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome, blank=True)
+    error = models.TextField(_("error"), blank=True)
+
+    objects = TaskObjectQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("task object")
+        verbose_name_plural = _("task objects")
+        default_permissions = ()
+        indexes = [models.Index(fields=["model_label", "object_id", "-record"], name="pcrud_object_history")]
+
+    def __str__(self) -> str:
+        return self.text or f"{self.model_label} {self.object_id}"

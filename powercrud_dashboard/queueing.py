@@ -1,0 +1,202 @@
+"""All that is said to django-q2: enqueue, look into the queue, ask clusters, schedule."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+from django_q.brokers import Broker, get_broker
+from django_q.brokers.orm import ORM as ORMBroker
+from django_q.conf import Conf
+from django_q.models import OrmQ, Schedule, Task
+from django_q.signing import BadSignature, SignedPackage
+from django_q.status import Stat
+from django_q.tasks import async_task
+
+logger = logging.getLogger(__name__)
+
+#: Keywords that ``django_q.tasks.async_task`` keeps for itself. A worker argument of
+#: such a name has to travel another way.
+RESERVED_KEYWORDS = frozenset(
+    {
+        "ack_failure",
+        "broker",
+        "cached",
+        "chain",
+        "cluster",
+        "func",
+        "group",
+        "hook",
+        "iter_cached",
+        "iter_count",
+        "q_options",
+        "save",
+        "sync",
+        "task_name",
+        "timeout",
+    }
+)
+
+#: django-q2 saves a cluster's state twice a second or so; two readings this far apart differ.
+FRESH_STATE_AFTER = timedelta(seconds=1.5)
+
+
+class _ReceiptBroker:
+    """Passes one message on to the real broker and remembers the receipt it gave."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.list_key = broker.list_key
+        self.receipt = ""
+
+    def enqueue(self, message: str) -> object:
+        answer = self._broker.enqueue(message)
+        if isinstance(self._broker, ORMBroker):
+            self.receipt = str(answer)
+        return answer
+
+
+def enqueue(
+    call: object,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    task_name: str,
+    cluster: str = "",
+    **options: Any,
+) -> str:
+    """Hand a call to the broker and return its receipt ("" from a broker that gives none).
+
+    ``options`` are django-q2's own (``hook``, ``group``, ``timeout`` in seconds, ``sync``, ...).
+    Failed tasks are acknowledged, so that the broker does not deliver them again.
+    Whatever the broker raises goes to the caller.
+    """
+    broker = _ReceiptBroker(get_broker(cluster or None))
+    async_task(
+        call,
+        *args,
+        **kwargs,
+        q_options={"ack_failure": True, **options, "broker": broker, "cluster": cluster or None, "task_name": task_name},
+    )
+    return broker.receipt
+
+
+def broker_database() -> str | None:
+    """Return the alias of the database that holds the queue, or None for other brokers."""
+    uses_another = Conf.BROKER_CLASS or Conf.IRON_MQ or isinstance(Conf.SQS, dict)
+    return None if uses_another else Conf.ORM or None
+
+
+def runs_synchronously() -> bool:
+    """Return whether django-q2 is set to run every task in the caller's process."""
+    return bool(Conf.SYNC)
+
+
+def withdraw(receipt: str) -> None:
+    """Take a message that no worker should see any more out of an ORM broker's queue."""
+    alias = broker_database()
+    if receipt and alias:
+        OrmQ.objects.using(alias).filter(pk=receipt).delete()
+
+
+def receipts_still_queued(receipts: Sequence[str]) -> set[str]:
+    """Return those receipts whose messages an ORM broker still holds."""
+    found = OrmQ.objects.using(broker_database()).filter(pk__in=receipts)
+    return {str(pk) for pk in found.values_list("pk", flat=True)}
+
+
+def is_drained(cluster: str = "") -> bool:
+    """Return whether nothing can be on its way to a worker, for a broker without receipts.
+
+    Takes up to a few seconds: after the queue was seen empty, every living cluster
+    must say, in a state saved later than that, that it holds no message either.
+    """
+    broker = get_broker(cluster or None)
+    if broker.queue_size() or broker.lock_size():
+        return False
+    seen_empty = timezone.now()
+    deadline = time.monotonic() + 3 * FRESH_STATE_AFTER.total_seconds()
+    while time.monotonic() < deadline:
+        states = Stat.get_all(broker)
+        if any(state.task_q_size for state in states):
+            return False
+        if all(state.timestamp > seen_empty + FRESH_STATE_AFTER for state in states):
+            return not broker.queue_size()
+        time.sleep(0.1)
+    return False
+
+
+def clusters() -> list[Stat]:
+    """Return the state of each living cluster, as django-q2 keeps it in its cache or broker."""
+    found: list[Stat] = Stat.get_all()
+    return found
+
+
+def finished_task(task_name: str) -> Task | None:
+    """Return django-q2's own row of a finished task, if it keeps one."""
+    return Task.objects.filter(name=task_name).first()
+
+
+def sign(package: object) -> str:
+    """Pickle and sign ``package`` with the project's secret key."""
+    signed: str = SignedPackage.dumps(package)
+    return signed
+
+
+def unsign(signed: str) -> Any:
+    """Verify the signature, then unpickle.
+
+    Raises:
+        ValueError: if the signature is not from this project's secret key.
+        Exception: whatever unpickling raises, such as an import error of a class that is gone.
+    """
+    try:
+        return SignedPackage.loads(signed)
+    except BadSignature as error:
+        raise ValueError("its signature does not match this project's SECRET_KEY and Q_CLUSTER name") from error
+
+
+def probe(timeout_ms: int) -> bool:
+    """Run a trivial task through a real cluster; return whether it came back in time.
+
+    Its queue entry and result are removed again in any case.
+    """
+    name = f"pcrud-probe-{uuid.uuid4().hex}"
+    receipt = enqueue("math.floor", (1,), {}, task_name=name, save=True, cached=False, group="pcrud-probe")
+    deadline = time.monotonic() + timeout_ms / 1000
+    try:
+        while time.monotonic() < deadline:
+            if (task := finished_task(name)) is not None:
+                return bool(task.success)
+            time.sleep(0.02)
+        return False
+    finally:
+        withdraw(receipt)
+        Task.objects.filter(name=name).delete()
+
+
+def ensure_schedule(func: str, *, name: str, seconds: int) -> bool:
+    """Make ``func`` run every so many seconds (at least a minute). Return whether the schedule is new."""
+    interval = {"schedule_type": Schedule.MINUTES, "minutes": max(1, round(seconds / 60))}
+    __, created = Schedule.objects.update_or_create(
+        name=name, defaults={"func": func, **interval}, create_defaults={"func": func, "repeats": -1, **interval}
+    )
+    return created
+
+
+def cluster_settings() -> dict[str, dict[str, Any]]:
+    """Return the effective Q_CLUSTER settings of each cluster, under its name."""
+    main = getattr(settings, "Q_CLUSTER", None)
+    if not isinstance(main, dict):
+        return {}
+    found = {str(main.get("name", "default")): main}
+    alternatives = main.get("ALT_CLUSTERS")
+    if isinstance(alternatives, dict):
+        found.update({str(name): {**main, **own} for name, own in alternatives.items() if isinstance(own, dict)})
+    return found

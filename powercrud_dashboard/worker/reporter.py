@@ -1,0 +1,170 @@
+"""One thread in each worker process writes progress and heartbeats, and sees cancel requests.
+
+It has its own database connection, so that what it writes is seen while the task's own
+transaction is still open, and the task never waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connections
+
+from powercrud_dashboard import lifecycle, progress
+from powercrud_dashboard.async_context import Report, TaskContext
+from powercrud_dashboard.models import ActiveTask
+from powercrud_dashboard.models.coordination import coordination_db
+from powercrud_dashboard.progress import Progress
+from powercrud_dashboard.worker.cancellation import Interruption
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for news, so the most often that progress is written.
+WRITE_INTERVAL = 0.5
+#: Seconds between two heartbeats of a task that reports nothing.
+HEARTBEAT_INTERVAL = 1.0
+#: Seconds that a cancelled task gets to clean up before it is interrupted once more.
+INTERRUPT_AGAIN_AFTER = 10.0
+#: Seconds without a task after which the thread gives its connection back.
+IDLE_BEFORE_CLOSE = 10.0
+#: Milliseconds that the thread waits for SQLite's write lock, so that it stays responsive.
+SQLITE_BUSY_TIMEOUT = 250
+
+
+class Attendance:
+    """What the reporter does for one attempt of one task."""
+
+    def __init__(
+        self,
+        manager: lifecycle.LifecycleManager,
+        active: ActiveTask,
+        context: TaskContext,
+        interruption: Interruption,
+    ) -> None:
+        self._manager = manager
+        self._active = active
+        self._context = context
+        self._interruption = interruption
+        self._written: Report | None = None
+        self._last_beat = time.monotonic()
+        self._last_interrupt: float | None = None
+        self._taken_away = False
+
+    def attend(self) -> None:
+        """Write what is new, and a heartbeat if one is due."""
+        if self._taken_away:
+            return
+        report = self._context.latest_report()
+        is_new = report is not None and report != self._written
+        if is_new or time.monotonic() - self._last_beat >= HEARTBEAT_INTERVAL:
+            self._beat(report if is_new else None)
+        for message, level in self._context.drain_log():
+            lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
+
+    def _beat(self, report: Report | None) -> None:
+        columns: dict[str, Any] = {}
+        if report is not None:
+            news = Progress.parse(*report)
+            progress.write_fast_lane(self._active.task_name, news)
+            columns = news.as_columns()
+        undisturbed = ActiveTask.objects.all().beat(self._active, **columns)
+        self._last_beat = time.monotonic()
+        if report is not None:
+            self._written = report
+        if not undisturbed:
+            self._look_what_happened(columns)
+        elif report is not None:
+            lifecycle.emit(
+                self._manager,
+                "progress",
+                self._active.task_name,
+                message=news.message,
+                current=news.current,
+                total=news.total,
+            )
+
+    def _look_what_happened(self, columns: dict[str, Any]) -> None:
+        if not ActiveTask.objects.all().of_attempt(self._active).keep_alive(**columns):
+            self._taken_away = True
+            logger.warning("Task %s was given up while this worker runs it", self._active.task_name)
+            return
+        self._context.cancel_requested = True
+        now = time.monotonic()
+        if self._last_interrupt is None or now - self._last_interrupt >= INTERRUPT_AGAIN_AFTER:
+            self._last_interrupt = now
+            self._interruption.interrupt()
+
+
+class Reporter:
+    """The thread, started with the first task of the process."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._attendance: Attendance | None = None
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def reporting(self, attendance: Attendance) -> Iterator[None]:
+        """Attend to a task while the block runs."""
+        with self._condition:
+            self._attendance = attendance
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="powercrud-dashboard-reporter", daemon=True)
+                self._thread.start()
+            self._condition.notify()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._attendance = None
+                self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if self._attendance is None and not self._condition.wait(IDLE_BEFORE_CLOSE):
+                    connections.close_all()
+                    self._condition.wait()
+                attendance = self._attendance
+                if attendance is None:
+                    continue
+                self._condition.wait_for(lambda current=attendance: self._attendance is not current, WRITE_INTERVAL)
+                if self._attendance is not attendance:
+                    continue
+            self._attend(attendance)
+
+    @staticmethod
+    def _attend(attendance: Attendance) -> None:
+        connection = connections[coordination_db()]
+        try:
+            if connection.vendor == "sqlite":
+                with connection.cursor() as cursor:
+                    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT}")
+            attendance.attend()
+        except Exception:
+            # The database may be away or locked for a while; the next round tries again.
+            logger.warning("A heartbeat could not be written", exc_info=True)
+            connection.close()
+
+
+_reporter = Reporter()
+
+
+def reporting(attendance: Attendance) -> Any:
+    """Attend to a task with this process's reporter while the block runs."""
+    return _reporter.reporting(attendance)
+
+
+def _forget_the_parents_thread() -> None:
+    global _reporter
+    _reporter = Reporter()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents_thread)

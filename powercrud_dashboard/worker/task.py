@@ -1,0 +1,284 @@
+"""The callable that django-q2 runs: claims the task, runs its function, records how it ended."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import pkgutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from django.db import Error as DjangoDatabaseError
+from django.db import InterfaceError, OperationalError, connections, transaction
+from django.utils.module_loading import import_string
+from django_q.exceptions import TimeoutException
+from django_q.signals import post_execute_in_worker
+
+from powercrud_dashboard import lifecycle, locks, progress
+from powercrud_dashboard.async_context import Report, TaskContext, running_task
+from powercrud_dashboard.callables import injected_arguments
+from powercrud_dashboard.exceptions import TaskCancelled
+from powercrud_dashboard.liveness import is_lost, this_worker
+from powercrud_dashboard.models import ActiveTask, FailureReason
+from powercrud_dashboard.models.coordination import coordination_db, write_transaction
+from powercrud_dashboard.models.text import LONG, SHORT, clean_text
+from powercrud_dashboard.progress import Progress
+from powercrud_dashboard.signals import task_started
+from powercrud_dashboard.worker.cancellation import Interruption
+from powercrud_dashboard.worker.reporter import Attendance, reporting
+
+logger = logging.getLogger(__name__)
+
+#: Managers are found by path: the layers below them never import one.
+MANAGER = "powercrud_dashboard.async_manager.AsyncManager"
+
+#: Seconds between the tries to reach a database that is away or locked.
+DATABASE_RETRY_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """Returned to django-q2 for a delivery that ran nothing.
+
+    Unless it is ``acknowledged``, a broker with receipts will deliver the message again.
+    """
+
+    acknowledged: bool
+
+
+def _leave_no_result(sender: object, task: dict[str, Any], **kwargs: Any) -> None:
+    """Keep a delivery that ran nothing from overwriting the result of the one that does."""
+    result = task.get("result")
+    if not isinstance(result, NotRun):
+        return
+    # django-q2 saves nothing of a successful task with "save" off that is not cached either.
+    task.update(result=None, save=False, cached=False)
+    if not result.acknowledged:
+        task["ack_id"] = None
+
+
+post_execute_in_worker.connect(_leave_no_result, dispatch_uid="powercrud_dashboard.leave_no_result")
+
+
+class TaskStopped(RuntimeError):
+    """Tells django-q2 that a task ended in a way that would have ended its worker process as well."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: the lifecycle event with its payload, and what django-q2 is to see of it."""
+
+    event: str
+    payload: dict[str, Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class TaskCall:
+    """What travels through the queue in place of the function; its text is the function's path."""
+
+    path: str
+    task_name: str
+    manager_class: str
+    manager_config: Mapping[str, Any] | None = None
+    #: Worker arguments whose names django-q2 would take for its own options.
+    shielded_kwargs: dict[str, Any] = field(default_factory=dict)
+    sync: bool = False
+
+    def __str__(self) -> str:
+        return clean_text(self.path, SHORT)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task if it is still to be run, and return its result.
+
+        A delivery of a task that runs elsewhere, has ended or was cancelled runs nothing.
+        The function's own errors are recorded, then raised for django-q2 to see.
+        """
+        manager = import_string(MANAGER).resolve_manager(self.manager_class, self.manager_config)
+        try:
+            active = self._persist(lambda: claim(manager, self.task_name))
+        except DjangoDatabaseError:
+            logger.exception("Task %s could not be claimed", self.task_name)
+            return NotRun(acknowledged=False)
+        if active is None:
+            logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self.task_name)
+            return NotRun(acknowledged=True)
+        context = self._context(manager, active)
+        ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
+        self._settle_connections(ending)
+        self._record(manager, active, context, ending)
+        if ending.error is not None:
+            raise _for_django_q(ending.error, self.path)
+        return ending.result
+
+    def _context(self, manager: lifecycle.LifecycleManager, active: ActiveTask) -> TaskContext:
+        def take_locks(label: str, ids: Iterable[Any]) -> bool:
+            return locks.reserve(self.task_name, locks.normalise({label: ids})) is not None
+
+        if not self.sync:
+            return TaskContext(self.task_name, self.manager_class, take_locks=take_locks)
+
+        def write_report(report: Report) -> None:
+            news = Progress.parse(*report)
+            progress.write(self.task_name, news)
+            lifecycle.emit(
+                manager, "progress", self.task_name, message=news.message, current=news.current, total=news.total
+            )
+
+        def write_log(message: str, level: str) -> None:
+            lifecycle.emit(manager, "log", self.task_name, message=message, level=level)
+
+        return TaskContext(
+            self.task_name,
+            self.manager_class,
+            take_locks=take_locks,
+            write_report=write_report,
+            write_log=write_log,
+        )
+
+    def _run(
+        self,
+        manager: lifecycle.LifecycleManager,
+        active: ActiveTask,
+        context: TaskContext,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Ending:
+        try:
+            try:
+                with ExitStack() as surroundings:
+                    surroundings.enter_context(running_task(context))
+                    interruption = surroundings.enter_context(Interruption(context))
+                    if not self.sync:
+                        attendance = Attendance(manager, active, context, interruption)
+                        surroundings.enter_context(reporting(attendance))
+                    func = pkgutil.resolve_name(self.path)
+                    available = {"task_key": self.task_name, "manager_class": self.manager_class}
+                    result = func(*args, **{**injected_arguments(func, available), **kwargs})
+            finally:
+                # From here on the time limit must not interrupt what records the end.
+                self._disarm_time_limit()
+        except TaskCancelled as error:
+            return Ending("cancel", {}, error=error)
+        except TimeoutException as error:
+            return Ending("fail", _failure(error, FailureReason.TIMEOUT), error=error)
+        except BaseException as error:
+            # Also SystemExit and KeyboardInterrupt of the function, which would end the worker unrecorded.
+            return Ending("fail", _failure(error, FailureReason.ERROR), error=error)
+        result = result if self.sync else _picklable(result, context)
+        return Ending("complete", {"result": result}, result=result)
+
+    def _disarm_time_limit(self) -> None:
+        if not self.sync and hasattr(signal, "alarm") and threading.current_thread() is threading.main_thread():
+            signal.alarm(0)
+
+    def _settle_connections(self, ending: Ending) -> None:
+        """Leave no connection in the state that an interruption or the function left it in."""
+        if self.sync:
+            return
+        interrupted = ending.error is not None and not isinstance(ending.error, Exception)
+        for connection in connections.all(initialized_only=True):
+            if interrupted or connection.in_atomic_block or not connection.autocommit:
+                # Django keeps a connection that was closed in a transaction unusable; a new one takes its place.
+                connection.close()
+                del connections[connection.alias]
+
+    def _record(
+        self, manager: lifecycle.LifecycleManager, active: ActiveTask, context: TaskContext, ending: Ending
+    ) -> None:
+        payload = {**ending.payload, "attempt": active.attempt, "log_lines": list(context.drain_log())}
+        if (report := context.latest_report()) is not None:
+            last = Progress.parse(*report)
+            payload.update(message=last.message, current=last.current, total=last.total)
+        try:
+            if ending.event == "cancel":
+                payload["actor"] = self._persist(lambda: _canceller(active))
+            if self._persist(lambda: lifecycle.end(manager, active, ending.event, **payload)):
+                return
+            if ActiveTask.objects.tasks().filter(task_name=self.task_name).exists():
+                logger.warning("Task %s has passed to another worker; this end is not recorded", self.task_name)
+                return
+            # It was given up meanwhile, its locks are gone. What really happened is still worth knowing.
+            self._persist(lambda: lifecycle.emit(manager, ending.event, self.task_name, late=True, **payload))
+        except DjangoDatabaseError:
+            # django-q2's monitor, or cleanup, will end the task from what django-q2 saved.
+            logger.exception("The end of task %s could not be recorded", self.task_name)
+
+    def _persist(self, operation: Callable[[], Answer]) -> Answer:
+        """Do what needs the database, again if need be: it may be away or locked for a while."""
+        for delay in DATABASE_RETRY_DELAYS:
+            try:
+                return operation()
+            except (OperationalError, InterfaceError):
+                connection = connections[coordination_db()]
+                if self.sync or connection.in_atomic_block:
+                    raise
+                logger.warning("The database did not answer; trying again in %s s", delay, exc_info=True)
+                connection.close()
+                time.sleep(delay)
+        return operation()
+
+
+def claim(manager: lifecycle.LifecycleManager, task_name: str) -> ActiveTask | None:
+    """Make the task this process's, if it is queued or its worker was lost; else return None."""
+    host, pid = this_worker()
+    with write_transaction():
+        tasks = ActiveTask.objects.all()
+        if not tasks.claim_pending(task_name, host=host, pid=pid):
+            running = ActiveTask.objects.running().filter(task_name=task_name).first()
+            if running is None or not is_lost(running) or not tasks.take_over(running, host=host, pid=pid):
+                return None
+        active = ActiveTask.objects.running().get(task_name=task_name)
+        lifecycle.emit(manager, "start", task_name, attempt=active.attempt, worker_host=host, worker_pid=pid)
+        transaction.on_commit(
+            lambda: task_started.send_robust(sender=type(manager), task_name=task_name, attempt=active.attempt),
+            using=coordination_db(),
+        )
+    return active
+
+
+def _canceller(active: ActiveTask) -> Any:
+    current = ActiveTask.objects.filter(pk=active.pk).select_related("cancel_requested_by").first()
+    return current.cancel_requested_by if current else None
+
+
+def _failure(error: BaseException, reason: FailureReason) -> dict[str, Any]:
+    kind = type(error)
+    # The first entry is this module's own call of the function.
+    where = error.__traceback__.tb_next if error.__traceback__ else None
+    text = clean_text(error, LONG)
+    return {
+        "reason": reason.value,
+        "error": text,
+        "result": text,
+        "exception_class": f"{kind.__module__}.{kind.__qualname__}",
+        "traceback": clean_text("".join(traceback.format_exception(kind, error, where)), LONG),
+    }
+
+
+def _for_django_q(error: BaseException, path: str) -> BaseException:
+    """Return what to raise in django-q2's worker, which only survives an Exception and its own time limit."""
+    if isinstance(error, Exception | TimeoutException):
+        return error
+    stopped = TaskStopped(f"{path} was stopped by {type(error).__name__}: {error}")
+    stopped.__cause__ = error
+    return stopped
+
+
+def _picklable(result: Any, context: TaskContext) -> Any:
+    """Return the result, or its description if it can't travel to django-q2's monitor."""
+    try:
+        pickle.dumps(result)
+    except Exception as error:
+        context.log(f"The result can't be pickled ({error}); its description is kept instead.", "warning")
+        return clean_text(repr(result), LONG)
+    return result

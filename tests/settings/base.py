@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import powercrud_dashboard
+
+ROOT = Path(__file__).resolve().parents[2]
+#: False when a built wheel is under test: then its own templates and static files must do.
+IN_CHECKOUT = Path(powercrud_dashboard.__file__).resolve().is_relative_to(ROOT)
+
+#: Shared by the test process and the clusters that it starts.
+STATE_DIR = Path(os.environ.setdefault("PCRUD_TEST_STATE", tempfile.mkdtemp(prefix="pcrud-test-")))
+
+SECRET_KEY = "only for the tests"
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+TIME_ZONE = "UTC"
+ROOT_URLCONF = "tests.urls"
+STATIC_URL = "static/"
+STATICFILES_DIRS = [ROOT / "static"] if IN_CHECKOUT else []
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+LOGIN_URL = "admin:login"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_q",
+    "django_htmx",
+    "django_tables2",
+    "django_filters",
+    "powercrud_dashboard",
+    "tests.testapp",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [ROOT / "templates"] if IN_CHECKOUT else [],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": STATE_DIR / "cache"},
+}
+
+Q_CLUSTER = {
+    "name": "pcrud-tests",
+    "workers": 2,
+    "timeout": 60,
+    "retry": 90,
+    "poll": 0.05,
+    "guard_cycle": 0.2,
+    "orm": "default",
+    "log_level": "WARNING",
+}
+
+# Real clusters are quick to notice a dead worker, so that the tests are quick too.
+POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default"}

@@ -1,0 +1,118 @@
+"""Task functions that the tests launch. They say what they did in files, for other processes to see."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+
+from powercrud_dashboard.async_context import get_current_task, register_descendant_conflicts, track
+from powercrud_dashboard.async_manager import AsyncManager
+from tests.testapp.models import Project
+
+
+def add(left: int, right: int = 0) -> int:
+    return left + right
+
+
+def fail(message: str = "it broke") -> None:
+    raise ValueError(message)
+
+
+def leave() -> None:
+    raise SystemExit("the task wanted out")
+
+
+def rebuild_project(project_id: int, *, task_key: str = "", manager_class: str = "", **kwargs: Any) -> dict[str, Any]:
+    manager = AsyncManager.resolve_manager(manager_class)
+    project = Project.objects.get(pk=project_id)
+    steps = ["read", "build", "write"]
+    for number, step in enumerate(steps, start=1):
+        manager.update_progress(task_key, f"Step {number}/{len(steps)}: {step}")
+    return {"project": project.pk, "steps": len(steps), **kwargs}
+
+
+def injected(*, task_key: str, manager_class: str) -> list[str]:
+    return [task_key, manager_class]
+
+
+def echo(**kwargs: Any) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in ("task_key", "manager_class")}
+
+
+def wait_for_file(path: str, poll: float = 0.02) -> str:
+    """Run until somebody makes the file; say by a file of its own that it has begun."""
+    Path(f"{path}.started-{os.getpid()}").touch()
+    while not Path(path).exists():
+        time.sleep(poll)
+    return path
+
+
+def sleep_without_reporting(path: str, seconds: float) -> None:
+    Path(f"{path}.started-{os.getpid()}").touch()
+    time.sleep(seconds)
+
+
+def swallow_errors(path: str) -> None:
+    """Go on past the errors of each round, as loops over many objects do."""
+    Path(f"{path}.started-{os.getpid()}").touch()
+    while True:
+        try:
+            time.sleep(0.05)
+        except Exception:  # noqa: S112
+            continue
+
+
+def count_runs(path: str, seconds: float = 0) -> int:
+    """Leave one line for each time that this really runs."""
+    with open(path, "a") as ledger:
+        ledger.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def rename_in_transaction(project_id: int, path: str) -> str:
+    """Report progress from within a transaction that stays open until the file is there."""
+    with transaction.atomic():
+        Project.objects.filter(pk=project_id).update(name="renamed")
+        task = get_current_task()
+        assert task is not None
+        task.update_progress("half way", current=5, total=10)
+        return wait_for_file(path)
+
+
+def track_projects(pks: Iterable[int], fail_at: int | None = None) -> int:
+    done = 0
+    for pk in track(list(pks), description="Working"):
+        if pk == fail_at:
+            raise LookupError(f"project {pk} is odd")
+        done += 1
+    return done
+
+
+def lock_descendants(label: str, pks: list[int]) -> bool:
+    return register_descendant_conflicts(label, pks)
+
+
+def log_lines() -> None:
+    task = get_current_task()
+    assert task is not None
+    task.log("first line")
+    task.log("second line", "warning")
+
+
+def unpicklable() -> Any:
+    return lambda: None
+
+
+def awkward_result() -> dict[str, Any]:
+    return {"nul": "a\x00b", "nan": float("nan"), "surrogate": "\ud800", "set": {3, 1, 2}}
+
+
+def debug_setting() -> bool:
+    return settings.DEBUG
