@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
 
-    Person = AbstractBaseUser | AnonymousUser
+    Person = AbstractUser | AnonymousUser
 
 
 def has_permission(user: Person, codename: str) -> bool:
     """Return whether an active user has one of this package's permissions."""
     if not user.is_active:
         return False
-    return user.has_perm(f"powercrud_dashboard.{codename}")  # type: ignore[union-attr]
+    return user.has_perm(f"powercrud_dashboard.{codename}")
 
 
 def may_see(user: Person, task_name: str) -> bool:

@@ -19,7 +19,7 @@ from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState, write_transaction
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
+    from django.contrib.auth.models import AbstractUser
 
 __all__ = ["AsyncManager"]
 
@@ -131,7 +131,7 @@ class AsyncManager:
                 raise
             return launching.launch(self, request)
 
-    def cancel_task(self, task_name: str, user: AbstractBaseUser | None = None) -> bool:
+    def cancel_task(self, task_name: str, user: AbstractUser | None = None) -> bool:
         """Cancel a task: a queued one ends now, a running one as soon as its worker stops it.
 
         Returns True if the task was ended or asked to stop, False if there is none of this name
@@ -150,7 +150,7 @@ class AsyncManager:
                 lifecycle.emit(owner, "cancel_requested", task_name, actor=user)
         return requested
 
-    def retry_task(self, task_name: str, user: AbstractBaseUser | None = None) -> str:
+    def retry_task(self, task_name: str, user: AbstractUser | None = None) -> str:
         """Launch an ended task again, with the same function, arguments, objects and locks.
 
         Returns the name of the new task, whose record is linked to the first.
@@ -213,9 +213,7 @@ class AsyncManager:
             return
         news = progress.Progress.parse(message, current, total)
         if progress.write(task_name, news):
-            lifecycle.emit(
-                self, "progress", task_name, message=news.message, current=news.current, total=news.total
-            )
+            lifecycle.emit(self, "progress", task_name, message=news.message, current=news.current, total=news.total)
 
     def get_progress(self, task_name: str) -> str | None:
         """Return the newest message of a task, ended ones included; None if it has none."""
@@ -236,7 +234,7 @@ class AsyncManager:
             status = self._status(task_name)
             if status not in (self.STATUSES.PENDING, self.STATUSES.IN_PROGRESS):
                 return status
-            if 0 <= wait and time.monotonic() >= deadline:
+            if wait >= 0 and time.monotonic() >= deadline:
                 return status
             time.sleep(STATUS_POLL_INTERVAL)
 

@@ -56,9 +56,7 @@ def injected_arguments(func: TaskFunction, available: Mapping[str, Any]) -> dict
         return dict(available)
     by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
-        name: value
-        for name, value in available.items()
-        if name in parameters and parameters[name].kind in by_keyword
+        name: value for name, value in available.items() if name in parameters and parameters[name].kind in by_keyword
     }
 
 

@@ -167,7 +167,7 @@ def check_sqlite_options(app_configs: Sequence[AppConfig] | None, **kwargs: Any)
 
 
 def _sqlite_hints(alias: str) -> Iterator[CheckMessage]:
-    database = settings.DATABASES.get(alias, {})
+    database: dict[str, Any] = settings.DATABASES.get(alias, {})
     if not database.get("ENGINE", "").endswith("sqlite3"):
         return
     options = database.get("OPTIONS", {})

@@ -86,9 +86,9 @@ class Cleanup:
         """Tasks that wait longer than the grace period and that the broker does not know any more."""
         waiting = ActiveTask.objects.queued_for(app_settings.CLEANUP_GRACE_PERIOD).exclude(sent_at=None)
         if queueing.broker_database() is not None:
-            waiting = list(waiting.exclude(queue_receipt=""))
-            known = queueing.receipts_still_queued([active.queue_receipt for active in waiting])
-            yield from (active for active in waiting if active.queue_receipt not in known)
+            receipted = list(waiting.exclude(queue_receipt=""))
+            known = queueing.receipts_still_queued([active.queue_receipt for active in receipted])
+            yield from (active for active in receipted if active.queue_receipt not in known)
             return
         by_cluster: dict[str, list[ActiveTask]] = {}
         for active in waiting:

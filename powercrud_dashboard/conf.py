@@ -76,7 +76,7 @@ SETTING_NAMES = [setting.name for setting in dataclasses.fields(Settings)]
 
 def has_type(value: object, expected: Any) -> bool:
     """Tell whether ``value`` is what a setting annotated as ``expected`` takes."""
-    options = typing.get_args(expected) if not typing.get_origin(expected) is dict else ()
+    options = typing.get_args(expected) if typing.get_origin(expected) is not dict else ()
     for option in options or (expected,):
         kind = typing.get_origin(option) or option
         # bool is a subclass of int, and True seconds is a mistake.

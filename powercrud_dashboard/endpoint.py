@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
@@ -45,7 +46,8 @@ class ProgressView(View):
             return JsonResponse({"error": _("Name the task: ?task_name=…")}, status=HTTPStatus.BAD_REQUEST)
         if not access.may_see(request.user, task_name):
             return JsonResponse({"error": _("There is no such task.")}, status=HTTPStatus.NOT_FOUND)
-        assert self.manager_class is not None, "Use AsyncManager.as_view()."
+        if self.manager_class is None:
+            raise ImproperlyConfigured("Get this view from AsyncManager.as_view().")
         progress = self.manager_class().describe_progress(task_name)
         finished = progress.pop("finished")
         return JsonResponse(progress, status=STOP_POLLING if finished else HTTPStatus.OK)

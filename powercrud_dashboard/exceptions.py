@@ -76,7 +76,8 @@ class TaskNameTaken(ValueError):
     def __init__(self, task_name: str) -> None:
         self.task_name = task_name
         super().__init__(
-            f"A task named {task_name} exists already. Leave task_key out to get a fresh name, or pass one not used before."
+            f"A task named {task_name} exists already. "
+            "Leave task_key out to get a fresh name, or pass one that was not used before."
         )
 
 

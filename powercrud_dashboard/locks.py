@@ -11,7 +11,12 @@ from django.db import IntegrityError, models, transaction
 
 from powercrud_dashboard.exceptions import HeldObject, TaskConflict
 from powercrud_dashboard.models import ActiveTask, ConflictLock
-from powercrud_dashboard.models.coordination import ActiveTaskState, coordination_db, reservation_expiry, write_transaction
+from powercrud_dashboard.models.coordination import (
+    ActiveTaskState,
+    coordination_db,
+    reservation_expiry,
+    write_transaction,
+)
 
 #: What callers pass: ``{"app_label.Model": {pk, ...}}``; a value may be any iterable of keys or a queryset.
 ConflictIds = Mapping[str, Iterable[Any]]
@@ -60,7 +65,7 @@ def _by_key(label: str, values: Iterable[Any]) -> tuple[str, dict[str, Any]]:
         model = apps.get_model(label)
     except (LookupError, ValueError):
         return label.lower(), {str(_key_of(value)): _key_of(value) for value in values}
-    options = model._meta.concrete_model._meta  # type: ignore[union-attr]
+    options = model._meta.concrete_model._meta
     to_python = options.pk.to_python
     try:
         return options.label_lower, {str(to_python(_key_of(value))): _key_of(value) for value in values}

@@ -82,7 +82,13 @@ def enqueue(
         call,
         *args,
         **kwargs,
-        q_options={"ack_failure": True, **options, "broker": broker, "cluster": cluster or None, "task_name": task_name},
+        q_options={
+            "ack_failure": True,
+            **options,
+            "broker": broker,
+            "cluster": cluster or None,
+            "task_name": task_name,
+        },
     )
     return broker.receipt
 
@@ -187,7 +193,7 @@ def ensure_schedule(func: str, *, name: str, seconds: int) -> bool:
     __, created = Schedule.objects.update_or_create(
         name=name, defaults={"func": func, **interval}, create_defaults={"func": func, "repeats": -1, **interval}
     )
-    return created
+    return bool(created)
 
 
 def cluster_settings() -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from powercrud_dashboard.conf import app_settings
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
+    from django.contrib.auth.models import AbstractUser
 
 
 Item = TypeVar("Item")
@@ -93,7 +93,7 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         """Write a heartbeat even though the task was cancelled. Return whether the row is still there."""
         return self.update(heartbeat_at=Now(), **progress) == 1
 
-    def request_cancel(self, task_name: str, user: AbstractBaseUser | None) -> bool:
+    def request_cancel(self, task_name: str, user: AbstractUser | None) -> bool:
         """Ask a running task's worker to stop it. Return whether this was the first request."""
         running = self.running().filter(task_name=task_name, cancel_requested_at=None)
         return running.update(cancel_requested_at=Now(), cancel_requested_by=user) == 1

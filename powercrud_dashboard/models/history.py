@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -17,7 +17,7 @@ from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.status import FINISHED, GIVEN_UP, UNFINISHED, FailureReason, TaskStatus
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
 
 
 class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
@@ -42,11 +42,11 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
     def unfinished(self) -> TaskRecordQuerySet:
         return self.filter(status__in=UNFINISHED)
 
-    def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> TaskRecordQuerySet:
+    def visible_to(self, user: AbstractUser | AnonymousUser) -> TaskRecordQuerySet:
         """The records this person may see: all with the view permission, else the own ones."""
         if not user.is_authenticated or not user.is_active:
             return self.none()
-        if user.has_perm("powercrud_dashboard.view_taskrecord"):  # type: ignore[union-attr]
+        if user.has_perm("powercrud_dashboard.view_taskrecord"):
             return self.all()
         return self.filter(user_id=user.pk)
 
@@ -231,15 +231,15 @@ class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
 
     def create_for(self, record: TaskRecord, keys: Iterable[tuple[str, str]]) -> None:
         """Note the objects, as (model label, object id), that a task was launched for."""
-        self.bulk_create(
-            TaskObject(record=record, model_label=label, object_id=object_id) for label, object_id in keys
-        )
+        self.bulk_create(TaskObject(record=record, model_label=label, object_id=object_id) for label, object_id in keys)
 
 
 class TaskObject(models.Model):
     """One object that a task was launched for, and what became of it."""
 
-    record = models.ForeignKey(TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="objects_worked_on")
+    record = models.ForeignKey(
+        TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="objects_worked_on"
+    )
     model_label = models.CharField(_("model"), max_length=201)
     object_id = models.CharField(_("object id"), max_length=255)
     text = models.CharField(_("object"), max_length=255, blank=True)

@@ -134,8 +134,8 @@ class Reporter:
                 attendance = self._attendance
                 if attendance is None:
                     continue
-                self._condition.wait_for(lambda current=attendance: self._attendance is not current, WRITE_INTERVAL)
-                if self._attendance is not attendance:
+                # Woken early by the end of the task: then there is nothing to attend to.
+                if self._condition.wait(WRITE_INTERVAL):
                     continue
             self._attend(attendance)
 

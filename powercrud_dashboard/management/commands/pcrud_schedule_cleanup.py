@@ -10,7 +10,9 @@ from powercrud_dashboard.schedules import CLEANUP_NAME, CLEANUP_PATH
 
 
 class Command(BaseCommand):
-    help = "Makes django-q2 run the cleanup every CLEANUP_SCHEDULE_INTERVAL seconds. Running it again only updates that."
+    help = (
+        "Makes django-q2 run the cleanup every CLEANUP_SCHEDULE_INTERVAL seconds. Running it again only updates that."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         seconds = app_settings.CLEANUP_SCHEDULE_INTERVAL

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib.admin import AdminSite
+from django.urls import URLPattern, path
+
+from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
+from powercrud_dashboard.dashboard.views.retry import RetryTaskView
+from powercrud_dashboard.dashboard.views.task import TaskView
+from powercrud_dashboard.dashboard.views.tasks import TaskListView
+
+#: The names are those of a ``ModelAdmin``, so that the admin's own links lead to these pages.
+URL_NAME = "powercrud_dashboard_taskrecord_{}"
+
+
+def dashboard_urls(
+    admin_site: AdminSite | None = None, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+) -> list[URLPattern]:
+    """Return the pages' URL patterns.
+
+    Args:
+        admin_site: the site whose look and links the pages have; by default the default site.
+        wrap: decorator for each view, such as ``admin_site.admin_view``.
+    """
+    options: dict[str, Any] = {} if admin_site is None else {"admin_site": admin_site}
+    pages = [
+        ("", TaskListView, "changelist"),
+        ("<int:pk>/change/", TaskView, "change"),
+        ("<int:pk>/retry/", RetryTaskView, "retry"),
+        ("<int:pk>/cancel/", CancelTaskView, "cancel"),
+    ]
+    patterns = []
+    for route, page, name in pages:
+        view = page.as_view(**options)
+        patterns.append(path(route, wrap(view) if wrap else view, name=URL_NAME.format(name)))
+    return patterns

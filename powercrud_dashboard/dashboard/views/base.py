@@ -1,0 +1,72 @@
+"""What all pages share: who may come in, the admin's frame, links within the same mount."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.mixins import AccessMixin
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views import View
+from django.views.generic.base import ContextMixin
+from django_htmx.middleware import HtmxDetails
+
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.models import TaskRecord
+
+
+class DashboardView(AccessMixin, ContextMixin, View):
+    """Base of every page and action; open to active staff."""
+
+    admin_site: admin.AdminSite = admin.site
+    login_url = "admin:login"
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if not (request.user.is_active and getattr(request.user, "is_staff", False)):
+            return self.handle_no_permission()
+        return super().dispatch(request, *args, **kwargs)
+
+    def url(self, name: str, *args: object) -> str:
+        """Return the address of another page where this one is mounted, in the admin or elsewhere."""
+        match = self.request.resolver_match
+        namespace = match.namespace if match else self.admin_site.name
+        return reverse(f"{namespace}:powercrud_dashboard_taskrecord_{name}", args=args)
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return {
+            **self.admin_site.each_context(self.request),
+            "opts": TaskRecord._meta,
+            "list_url": self.url("changelist"),
+            **super().get_context_data(**kwargs),
+        }
+
+    @property
+    def is_partial_request(self) -> bool:
+        """Whether htmx asks for the moving part of a page only."""
+        details = HtmxDetails(self.request)
+        return bool(details) and not details.boosted and not details.history_restore_request
+
+
+class TaskActionView(DashboardView):
+    """Base of what a person does to one task: load it, act, go back to its page with a message."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest, pk: int) -> HttpResponse:
+        record = TaskRecord.objects.visible_to(request.user).filter(pk=pk).first()
+        if record is None:
+            messages.error(request, _("There is no such task any more."))
+            return redirect(self.url("changelist"))
+        shown = self.act(record)
+        return redirect(self.url("change", shown.pk))
+
+    def act(self, record: TaskRecord) -> TaskRecord:
+        """Do it, leave a message, and return the record to show next."""
+        raise NotImplementedError
+
+    @staticmethod
+    def manager_of(record: TaskRecord) -> AsyncManager:
+        return AsyncManager.resolve_manager(record.manager_class)

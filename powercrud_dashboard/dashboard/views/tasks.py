@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext_lazy as _
+from django.views.generic.base import TemplateResponseMixin
+from django_tables2 import LazyPaginator, RequestConfig
+
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.dashboard.live import live_tasks
+from powercrud_dashboard.dashboard.tables import TaskTable
+from powercrud_dashboard.dashboard.views.base import DashboardView
+from powercrud_dashboard.models import TaskRecord, TaskStatus
+
+#: The order of the tabs, by their value in the address.
+TABS = (
+    (TaskStatus.PENDING, _("Queued")),
+    (TaskStatus.IN_PROGRESS, _("Running")),
+    (TaskStatus.FAILED, _("Failed")),
+    (TaskStatus.SUCCESS, _("Completed")),
+    (TaskStatus.CANCELLED, _("Cancelled")),
+)
+
+
+@dataclass(frozen=True)
+class Tab:
+    status: str
+    label: Any
+    count: int
+    is_current: bool
+
+
+class TaskListView(TemplateResponseMixin, DashboardView):
+    """All tasks that this person may see, by status; its moving part refreshes itself."""
+
+    template_name = "powercrud_dashboard/tasks/page.html"
+    partial_template_name = "powercrud_dashboard/tasks/_list.html"
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return self.render_to_response(self.get_context_data())
+
+    def get_template_names(self) -> list[str]:
+        return [self.partial_template_name if self.is_partial_request else self.template_name]
+
+    @property
+    def status(self) -> str:
+        """The tab asked for; anything unknown shows all tasks."""
+        asked = self.request.GET.get("status", "")
+        return asked if asked in TaskStatus.values else ""
+
+    def get_queryset(self) -> QuerySet[TaskRecord]:
+        visible = TaskRecord.objects.visible_to(self.request.user)
+        # Wide columns that no row of the list shows.
+        visible = visible.defer("payload", "traceback", "result", "task_args", "task_kwargs", "conflict_ids")
+        return visible.filter(status=self.status) if self.status else visible
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return super().get_context_data(
+            title=_("Background tasks"),
+            tabs=self._tabs(),
+            table=self._table(),
+            refresh_url=self.request.get_full_path(),
+            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
+            **kwargs,
+        )
+
+    def _tabs(self) -> list[Tab]:
+        counts = dict(
+            TaskRecord.objects.visible_to(self.request.user).order_by().values_list("status").annotate(Count("pk"))
+        )
+        tabs = [Tab(status, label, counts.get(status, 0), status == self.status) for status, label in TABS]
+        return [*tabs, Tab("", _("All"), sum(counts.values()), not self.status)]
+
+    def _table(self) -> TaskTable:
+        live: dict[str, Any] = {}
+        table = TaskTable(
+            self.get_queryset(), live=live, task_url=lambda record: self.url("change", record.pk), request=self.request
+        )
+        page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": LazyPaginator}
+        RequestConfig(self.request, paginate=page).configure(table)
+        live.update(live_tasks(row.record for row in table.page.object_list))
+        return table
