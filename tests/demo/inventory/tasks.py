@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from django.utils import timezone
+
+from powercrud_dashboard.async_context import track
+from tests.demo.inventory import library
+from tests.demo.inventory.models import SourceFile
+
+
+def parse_and_count(*, pks: list[int], model: str) -> dict[str, Any]:
+    """Count lines and definitions of Python files; the first one that does not parse ends the task."""
+    definitions = 0
+    for file in track(SourceFile.objects.filter(pk__in=pks), description="Parsing"):
+        try:
+            found = library.count(file.path)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{file.path} can't be parsed: {error}") from error
+        file.lines, file.definitions, file.checked_at = found.lines, found.definitions, timezone.now()
+        file.save(update_fields=["lines", "definitions", "checked_at"])
+        definitions += found.definitions
+    return {"files": len(pks), "definitions": definitions}
+
+
+def stretch_checksums(*, pks: list[int], model: str, rounds: int = 400_000) -> dict[str, Any]:
+    """Derive a key from each file's checksum, which is slow by design: time to watch, and to cancel."""
+    files = SourceFile.objects.filter(pk__in=pks)
+    for file in track(files, description="Stretching"):
+        hashlib.pbkdf2_hmac("sha256", file.path.encode(), b"demo", rounds)
+    return {"files": len(pks), "rounds": rounds}

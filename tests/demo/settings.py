@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import powercrud_dashboard
+
+ROOT = Path(__file__).resolve().parents[2]
+IN_CHECKOUT = Path(powercrud_dashboard.__file__).resolve().is_relative_to(ROOT)
+#: Database, cache and nothing else; `make demo-check` uses a fresh directory.
+DATA_DIR = Path(os.environ.get("PCRUD_DEMO_DATA", ROOT / ".demo"))
+DATA_DIR.mkdir(parents=True, exist_ok=True)
+
+SECRET_KEY = "the demo's key, which protects nothing"
+DEBUG = True
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+ROOT_URLCONF = "tests.demo.urls"
+WSGI_APPLICATION = None
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "static/"
+STATICFILES_DIRS = [ROOT / "static"] if IN_CHECKOUT else []
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LOGIN_URL = "admin:login"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_q",
+    "django_htmx",
+    "django_tables2",
+    "django_filters",
+    "powercrud_dashboard",
+    "tests.demo.inventory",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [ROOT / "templates"] if IN_CHECKOUT else [],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": DATA_DIR / "db.sqlite3",
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        },
+    }
+}
+
+# Shared by the web process and the workers: progress while SQLite is busy, and django-q2's cluster state.
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": DATA_DIR / "cache"},
+}
+
+Q_CLUSTER = {"name": "demo", "orm": "default", "workers": 2, "timeout": 600, "retry": 660, "poll": 0.2, "log_level": "WARNING"}
+
+POWERCRUD_SETTINGS = {"CACHE_NAME": "default"}
