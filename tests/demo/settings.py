@@ -79,6 +79,14 @@ CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": DATA_DIR / "cache"},
 }
 
-Q_CLUSTER = {"name": "demo", "orm": "default", "workers": 2, "timeout": 600, "retry": 660, "poll": 0.2, "log_level": "WARNING"}
+Q_CLUSTER = {
+    "name": "demo",
+    "orm": "default",
+    "workers": 2,
+    "timeout": 600,
+    "retry": 660,
+    "poll": 0.2,
+    "log_level": "WARNING",
+}
 
 POWERCRUD_SETTINGS = {"CACHE_NAME": "default"}

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.models import Permission, User
+from django.core.cache import cache
+from django.test import Client
+
+from powercrud_dashboard import queueing
+from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.models import TaskRecord
+from tests import services
+from tests.services import wait_until
+from tests.testapp.models import Project
+
+POSTGRESQL = "postgresql" in settings.DATABASES["default"]["ENGINE"]
+REDIS = "redis" in settings.Q_CLUSTER
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> Iterator[None]:
+    """Start the servers that the chosen settings name, before the test database is made."""
+    with ExitStack() as servers:
+        if POSTGRESQL:
+            servers.enter_context(services.postgresql(Path(settings.DATABASES["default"]["HOST"])))
+        if REDIS:
+            servers.enter_context(services.redis(Path(settings.Q_CLUSTER["redis"].removeprefix("unix://"))))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache() -> None:
+    cache.clear()
+
+
+@pytest.fixture
+def manager() -> DashboardAsyncManager:
+    return DashboardAsyncManager()
+
+
+@pytest.fixture
+def make_projects(db: None) -> Callable[[int], list[Project]]:
+    def make(count: int) -> list[Project]:
+        return Project.objects.bulk_create([Project(name=f"project {number}") for number in range(count)])
+
+    return make
+
+
+@pytest.fixture
+def make_user(db: None) -> Callable[..., User]:
+    """Make a member of staff with these permissions (codenames)."""
+
+    def make(username: str, *permissions: str, **fields: Any) -> User:
+        user = User.objects.create_user(username, password="secret", **{"is_staff": True, **fields})
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        return user
+
+    return make
+
+
+@pytest.fixture
+def superuser(db: None) -> User:
+    return User.objects.create_superuser("boss", password="secret")
+
+
+@pytest.fixture
+def client_of() -> Callable[[User], Client]:
+    def log_in(user: User) -> Client:
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return log_in
+
+
+@pytest.fixture
+def record_of() -> Callable[[str], TaskRecord]:
+    return lambda task_name: TaskRecord.objects.get(task_name=task_name)
+
+
+class Cluster:
+    """A real qcluster process, which the test may stop, kill or look into."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "django", "qcluster"],
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+                # The error lines of tasks that are meant to fail help nobody.
+                "PYTHONWARNINGS": "ignore",
+                **environment,
+            },
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(lambda: len(self.worker_pids) == settings.Q_CLUSTER["workers"], "the cluster runs")
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of its workers, as django-q2 tells them."""
+        return [pid for state in queueing.clusters() if state.pid == self.process.pid for pid in state.workers]
+
+    def stop(self) -> int:
+        """Stop it as an init system does; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Kill all of its processes at once, as a lost host does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def cluster(transactional_db: None) -> Iterator[Cluster]:
+    running = Cluster()
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+
+
+@pytest.fixture
+def cluster_later(transactional_db: None) -> Iterator[Callable[[], Cluster]]:
+    """Starts a cluster when the test calls it."""
+    started: list[Cluster] = []
+
+    def start() -> Cluster:
+        started.append(Cluster())
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture
+def until_started(tmp_path: Path) -> Callable[[Path], int]:
+    """Wait until a task function has made its sign beside ``path``; return the worker's process id."""
+
+    def wait(path: Path) -> int:
+        signs: list[Path] = []
+        wait_until(lambda: signs.extend(path.parent.glob(f"{path.name}.started-*")) or signs, "the task has begun")
+        return int(signs[0].name.rpartition("-")[2])
+
+    return wait

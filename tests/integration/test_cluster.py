@@ -1,0 +1,330 @@
+"""The promises that need a real worker: processes, signals, connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from django_q.models import OrmQ, Task
+
+from powercrud_dashboard import queueing
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.exceptions import TaskConflict
+from powercrud_dashboard.liveness import is_lost
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from tests.services import wait_until
+from tests.testapp import tasks
+from tests.testapp.models import Project
+
+pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
+
+ONE = {"testapp.Project": {1}}
+#: Milliseconds within which a task that has little to do ends.
+SOON = 20_000
+
+
+def nothing_is_active() -> bool:
+    return not ActiveTask.objects.exists() and not ConflictLock.objects.exists()
+
+
+def running(manager, name: str):
+    """Wait until a worker has claimed the task; return its row."""
+    wait_until(lambda: manager.get_task_status(name) == "in_progress", f"{name} runs")
+    return ActiveTask.objects.get(task_name=name)
+
+
+def test_the_guides_basic_pattern(cluster, make_projects, superuser):
+    """Reserve, launch, work, progress, result; with a manager that keeps no history."""
+    projects = make_projects(3)
+    manager = AsyncManager()
+    conflict_ids = {"testapp.Project": {project.pk for project in projects}}
+    assert manager.add_conflict_ids("custom-task", conflict_ids)
+    name = manager.launch_async_task(
+        func="tests.testapp.tasks.rebuild_project",
+        project_id=projects[0].pk,
+        conflict_ids=conflict_ids,
+        user=superuser,
+        affected_objects=[str(project) for project in projects],
+        task_kwargs={"extra": "info"},
+    )
+    assert not AsyncManager().add_conflict_ids("custom-task", conflict_ids)
+    assert manager.get_task_status(name, wait=SOON) in ("success", None)
+    wait_until(lambda: Task.objects.filter(name=name).exists(), "django-q2 has saved the result")
+    assert manager.get_task_status(name) == manager.STATUSES.SUCCESS
+    assert manager.is_task_complete(name)
+    assert Task.objects.get(name=name).result == {"project": projects[0].pk, "steps": 3, "extra": "info"}
+    assert Task.objects.get(name=name).func == "tests.testapp.tasks.rebuild_project"
+    assert nothing_is_active()
+    assert manager.check_conflict(conflict_ids) == set()
+
+
+def test_a_completed_task_is_recorded_with_everything(cluster, manager, make_projects, record_of):
+    (project,) = make_projects(1)
+    name = manager.launch_async_task(tasks.rebuild_project, project.pk, conflict_ids={"testapp.Project": [project.pk]})
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    record = record_of(name)
+    assert record.result == {"project": project.pk, "steps": 3}
+    assert (record.message, record.progress_current, record.progress_total) == ("Step 3/3: write", 3, 3)
+    assert record.created_at <= record.started_at <= record.finished_at
+    assert record.events.first().event == "create"
+    assert record.events.get(event="start").payload["worker_pid"] in cluster.worker_pids
+    assert manager.get_progress(name) == "Step 3/3: write"
+    assert nothing_is_active()
+
+
+def test_a_failed_task_has_its_traceback_and_is_not_run_again(cluster, manager, record_of, tmp_path):
+    name = manager.launch_async_task(tasks.fail, "for a reason", conflict_ids=ONE)
+    assert manager.get_task_status(name, wait=SOON) == "failed"
+    record = record_of(name)
+    assert (record.error, record.exception_class, record.failure_reason) == (
+        "for a reason",
+        "builtins.ValueError",
+        "error",
+    )
+    assert record.traceback.rstrip().endswith("ValueError: for a reason")
+    assert nothing_is_active()
+    wait_until(lambda: not OrmQ.objects.exists(), "the broker has forgotten the task")
+
+
+def test_a_function_that_would_end_the_process_only_ends_its_task(cluster, manager, record_of):
+    workers = cluster.worker_pids
+    name = manager.launch_async_task(tasks.leave)
+    assert manager.get_task_status(name, wait=SOON) == "failed"
+    assert record_of(name).exception_class == "builtins.SystemExit"
+    after = manager.launch_async_task(tasks.add, 1)
+    assert manager.get_task_status(after, wait=SOON) == "success"
+    assert cluster.worker_pids == workers
+
+
+def test_a_timeout_is_recorded_as_one(cluster, manager, record_of, tmp_path):
+    name = manager.launch_async_task(
+        tasks.sleep_without_reporting, str(tmp_path / "x"), 60, timeout=1, conflict_ids=ONE
+    )
+    assert manager.get_task_status(name, wait=SOON) == "failed"
+    record = record_of(name)
+    assert record.failure_reason == "timeout"
+    assert "maximum timeout value (1 seconds)" in record.error
+    assert "time.sleep(seconds)" in record.traceback
+    assert nothing_is_active()
+
+
+@pytest.mark.parametrize("function", [tasks.sleep_without_reporting, tasks.swallow_errors])
+def test_a_running_task_that_never_reports_is_cancelled_and_its_worker_lives(
+    cluster, manager, record_of, superuser, tmp_path, until_started, function
+):
+    sign = tmp_path / "sign"
+    seconds = [60] if function is tasks.sleep_without_reporting else []
+    name = manager.launch_async_task(function, str(sign), *seconds, conflict_ids=ONE, user=superuser)
+    worker = until_started(sign)
+    assert manager.cancel_task(name, user=superuser)
+    assert manager.get_task_status(name, wait=5_000) == "cancelled"
+    record = record_of(name)
+    assert record.events.get(event="cancel").actor == superuser
+    assert nothing_is_active()
+    # The process that ran it takes on the next tasks.
+    pids = set()
+
+    def worker_answers() -> bool:
+        again = manager.launch_async_task(tasks.count_runs, str(tmp_path / "ledger"))
+        assert manager.get_task_status(again, wait=SOON) == "success"
+        pids.add(record_of(again).result)
+        return worker in pids
+
+    wait_until(worker_answers, "the same worker process runs another task")
+
+
+def test_a_cancelled_queued_task_never_runs(manager, transactional_db, cluster_later, tmp_path, record_of):
+    ledger = tmp_path / "ledger"
+    name = manager.launch_async_task(tasks.count_runs, str(ledger))
+    assert manager.cancel_task(name)
+    last = manager.launch_async_task(tasks.add, 1)
+    cluster_later()
+    assert manager.get_task_status(last, wait=SOON) == "success"
+    assert not ledger.exists()
+    assert record_of(name).status == "cancelled"
+
+
+def test_progress_shows_while_the_task_is_in_a_transaction(cluster, manager, make_projects, tmp_path, until_started):
+    """On PostgreSQL through the reporter's own connection; SQLite has one writer, so through the cache."""
+    (project,) = make_projects(1)
+    path = tmp_path / "go on"
+    name = manager.launch_async_task(tasks.rename_in_transaction, project.pk, str(path))
+    until_started(path)
+    wait_until(lambda: manager.get_progress(name) == "half way", "progress shows")
+    assert Project.objects.get().name == "project 0"
+    if connection.vendor == "postgresql":
+        row = ActiveTask.objects.get(task_name=name)
+        assert (row.progress_message, row.progress_current, row.progress_total) == ("half way", 5, 10)
+    path.touch()
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    assert Project.objects.get().name == "renamed"
+
+
+def test_the_heartbeat_goes_on_while_a_task_reports_nothing(cluster, manager, tmp_path, until_started):
+    path = tmp_path / "go on"
+    name = manager.launch_async_task(tasks.wait_for_file, str(path))
+    until_started(path)
+    first = running(manager, name).heartbeat_at
+    wait_until(lambda: ActiveTask.objects.get().heartbeat_at > first, "another heartbeat")
+    path.touch()
+    assert manager.get_task_status(name, wait=SOON) == "success"
+
+
+def test_log_lines_of_a_worker_are_kept(cluster, manager, record_of):
+    name = manager.launch_async_task(tasks.log_lines)
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    logged = record_of(name).events.filter(event="log").values_list("message", flat=True)
+    assert list(logged) == ["first line", "second line"]
+
+
+def test_results_that_can_not_travel_are_described(cluster, manager, record_of):
+    name = manager.launch_async_task(tasks.unpicklable)
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    assert "<function unpicklable" in record_of(name).result
+    wait_until(lambda: Task.objects.filter(name=name).exists(), "django-q2 has saved it as well")
+    assert record_of(name).events.filter(event="log", payload__level="warning").exists()
+
+
+def redeliver(message: str) -> None:
+    """Put the same message into the queue once more, as a broker does that got no receipt."""
+    queueing.get_broker().enqueue(message)
+
+
+@pytest.fixture
+def captured_messages(monkeypatch) -> list[str]:
+    """The messages that this process hands to the broker."""
+    sent: list[str] = []
+    original = queueing._ReceiptBroker.enqueue
+
+    def enqueue(self, message):
+        sent.append(message)
+        return original(self, message)
+
+    monkeypatch.setattr(queueing._ReceiptBroker, "enqueue", enqueue)
+    return sent
+
+
+def test_a_second_delivery_of_a_finished_task_runs_nothing(cluster, manager, tmp_path, captured_messages, record_of):
+    ledger = tmp_path / "ledger"
+    name = manager.launch_async_task(tasks.count_runs, str(ledger))
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    wait_until(lambda: Task.objects.filter(name=name).exists(), "django-q2 has saved it")
+    saved = Task.objects.get(name=name).result
+    redeliver(captured_messages[0])
+    drain(manager)
+    assert len(ledger.read_text().splitlines()) == 1
+    assert record_of(name).attempts == 1
+    assert Task.objects.get(name=name).result == saved
+
+
+def test_a_second_delivery_of_a_running_task_runs_nothing(cluster, manager, tmp_path, captured_messages, record_of):
+    go_on = tmp_path / "go on"
+    name = manager.launch_async_task(tasks.wait_for_file, str(go_on))
+    running(manager, name)
+    redeliver(captured_messages[0])
+    drain(manager)
+    assert len(list(tmp_path.glob("go on.started-*"))) == 1
+    assert not Task.objects.filter(name=name).exists()
+    go_on.touch()
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    wait_until(lambda: Task.objects.filter(name=name).exists(), "django-q2 has saved the real result")
+    assert Task.objects.get(name=name).result == str(go_on)
+    assert record_of(name).attempts == 1
+
+
+def drain(manager) -> None:
+    """Wait until the workers have taken everything that was queued so far."""
+    for _worker in range(settings.Q_CLUSTER["workers"]):
+        assert manager.get_task_status(manager.launch_async_task(tasks.add, 1), wait=SOON) == "success"
+    if queueing.broker_database():
+        wait_until(lambda: OrmQ.objects.count() <= ActiveTask.objects.count(), "the queue is empty")
+
+
+def test_a_killed_worker_is_found_and_its_objects_can_be_locked_again(
+    cluster, manager, tmp_path, until_started, record_of
+):
+    path = tmp_path / "never"
+    name = manager.launch_async_task(tasks.wait_for_file, str(path), conflict_ids=ONE)
+    worker = until_started(path)
+    with pytest.raises(TaskConflict):
+        manager.launch_async_task(tasks.add, 1, conflict_ids=ONE)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: name in manager.cleanup_completed_tasks()["cleaned"], "cleanup finds it")
+    record = record_of(name)
+    assert (record.status, record.failure_reason, record.error) == ("failed", "worker_lost", "Worker lost")
+    assert nothing_is_active()
+    path.touch()
+    again = manager.retry_task(name)
+    assert manager.get_task_status(again, wait=SOON) == "success"
+    assert record_of(again).retry_of == record
+
+
+def test_a_killed_cluster_loses_nothing(cluster, manager, tmp_path, until_started, record_of):
+    path = tmp_path / "never"
+    running_task = manager.launch_async_task(tasks.wait_for_file, str(path), conflict_ids=ONE)
+    until_started(path)
+    cluster.kill()
+    queued = manager.launch_async_task(tasks.add, 1, conflict_ids={"testapp.Project": {2}})
+    wait_until(lambda: running_task in manager.cleanup_completed_tasks()["cleaned"], "cleanup finds it")
+    assert record_of(running_task).failure_reason == "worker_lost"
+    assert record_of(queued).status == "pending"
+    assert manager.check_conflict({"testapp.Project": {1, 2}}) == {2}
+
+
+def test_a_lost_workers_task_is_taken_over_by_its_next_delivery(
+    cluster, manager, tmp_path, until_started, captured_messages, record_of
+):
+    path = tmp_path / "go on"
+    name = manager.launch_async_task(tasks.wait_for_file, str(path), conflict_ids=ONE)
+    os.kill(until_started(path), signal.SIGKILL)
+    path.touch()
+    wait_until(lambda: is_lost(ActiveTask.objects.get()), "the heartbeat has stopped")
+    redeliver(captured_messages[0])
+    assert manager.get_task_status(name, wait=SOON) == "success"
+    assert record_of(name).attempts == 2
+    assert nothing_is_active()
+
+
+def test_a_retry_of_a_failed_task_completes(cluster, manager, make_projects, record_of):
+    name = manager.launch_async_task(tasks.rebuild_project, 1_000, conflict_ids={"testapp.Project": {1_000}})
+    assert manager.get_task_status(name, wait=SOON) == "failed"
+    assert "Project matching query does not exist" in record_of(name).error
+    Project.objects.create(pk=1_000, name="now it is there")
+    again = manager.retry_task(name)
+    assert manager.get_task_status(again, wait=SOON) == "success"
+
+
+def test_a_cluster_that_runs_answers_the_probe_and_keeps_no_trace(cluster, manager):
+    assert manager.validate_async_qcluster()
+    assert manager.validate_async_system()
+    wait_until(lambda: not OrmQ.objects.exists(), "the queue is empty")
+    assert not Task.objects.exists()
+    assert not TaskRecord.objects.exists()
+
+
+def test_without_a_cluster_the_probe_says_so_and_keeps_no_trace(manager, transactional_db):
+    assert not manager.validate_async_qcluster(timeout_ms=100)
+    assert not Task.objects.exists()
+    if queueing.broker_database():
+        assert not OrmQ.objects.exists()
+
+
+def test_a_cluster_stops_cleanly_after_tasks(cluster, manager):
+    assert manager.get_task_status(manager.launch_async_task(tasks.add, 1), wait=SOON) == "success"
+    assert cluster.stop() == 0
+
+
+def test_an_admin_action_runs_in_a_worker(cluster, client_of, superuser, make_projects, record_of):
+    projects = make_projects(3)
+    chosen = [project.pk for project in projects[:2]]
+    client_of(superuser).post("/admin/testapp/project/", {"action": "archive", "_selected_action": chosen})
+    record = TaskRecord.objects.get()
+    wait_until(lambda: record_of(record.task_name).is_finished, "the action ends")
+    record.refresh_from_db()
+    assert (record.status, record.label) == ("success", "Archive selected projects")
+    assert list(Project.objects.filter(archived=True).values_list("pk", flat=True)) == chosen
+    assert record.events.get(event="log").message == "Archived by boss."
+    assert (record.progress_current, record.progress_total) == (2, 2)

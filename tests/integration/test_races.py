@@ -1,0 +1,78 @@
+"""Many processes at once, on the real database and through a real cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from django.conf import settings
+
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+
+pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
+
+RACERS = 20
+ROUNDS = 10
+OBJECTS = 50
+
+
+class Racers:
+    def __init__(self, processes: list[subprocess.Popen[str]]) -> None:
+        self.processes = processes
+        self.answers()
+
+    def answers(self) -> list[str]:
+        return [process.stdout.readline().strip() for process in self.processes]
+
+    def all_do(self, command: str) -> list[str]:
+        """Give all of them the same command at once; return their answers."""
+        for process in self.processes:
+            process.stdin.write(f"{command}\n")
+            process.stdin.flush()
+        return self.answers()
+
+
+@pytest.fixture
+def start_racers(transactional_db) -> Iterator[Callable[[int], Racers]]:
+    with ExitStack() as running:
+
+        def start(number: int) -> Racers:
+            return Racers([running.enter_context(one_racer()) for _racer in range(number)])
+
+        yield start
+
+
+def one_racer() -> subprocess.Popen[str]:
+    # Leaving the context closes its standard input, at which it ends, and waits for that.
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.integration.racer"],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_of_twenty_processes_exactly_one_gets_the_objects(start_racers):
+    racers = start_racers(RACERS)
+    for _round in range(ROUNDS):
+        assert sorted(racers.all_do(f"reserve {OBJECTS}")) == ["lost"] * (RACERS - 1) + ["won"]
+        assert ConflictLock.objects.count() == OBJECTS
+        assert ConflictLock.objects.values("active_task").distinct().count() == 1
+        released = racers.all_do("release")
+        assert sorted(map(int, released)) == [0] * (RACERS - 1) + [OBJECTS]
+        assert not ConflictLock.objects.exists()
+        assert not ActiveTask.objects.exists()
+
+
+def test_eight_processes_with_a_hundred_tasks_each_leave_nothing(cluster, start_racers):
+    assert start_racers(8).all_do("launch 100") == ["100"] * 8
+    assert not ActiveTask.objects.exists()
+    assert not ConflictLock.objects.exists()
+    assert TaskRecord.objects.completed().count() == 800
+    # The workers' own end, and nobody else's, ended each of them.
+    assert set(TaskRecord.objects.values_list("attempts", flat=True)) == {1}

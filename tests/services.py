@@ -1,0 +1,84 @@
+"""Private PostgreSQL and Redis servers for the tests, as long as a block runs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+#: Set where a missing program is a failure and not a reason to skip.
+REQUIRED = "PCRUD_REQUIRE_SERVICES"
+DEADLINE = 30
+
+
+def program(name: str) -> str:
+    """Return the path of a server program; without it the test is skipped, or fails where it is required."""
+    found = shutil.which(name)
+    if found is None:
+        places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        found = str(places[-1]) if places else None
+    if found is None:
+        message = f"{name} is not installed"
+        if os.environ.get(REQUIRED):
+            pytest.exit(f"{message}, and {REQUIRED} is set", returncode=1)
+        pytest.skip(message, allow_module_level=True)
+    return found
+
+
+def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+    """Wait until ``condition()`` is true, at most ``deadline`` seconds."""
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"Not within {deadline} s: {what}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def postgresql(socket_dir: Path) -> Iterator[None]:
+    """Run a fresh PostgreSQL server that listens on a socket in ``socket_dir`` only."""
+    initdb, postgres = program("initdb"), program("postgres")
+    # PostgreSQL refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pcrud-pg-") as home:
+        data = Path(home) / "data"
+        for directory in (Path(home), socket_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+            if user:
+                account = pwd.getpwnam(user)
+                os.chown(directory, account.pw_uid, account.pw_gid)
+        # The directory above the sockets must let the server through.
+        socket_dir.parent.chmod(0o755)
+        run = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8"], check=True, **run)
+        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
+        server = subprocess.Popen([postgres, "-D", data, "-k", socket_dir, *options], **run)
+        try:
+            wait_until((socket_dir / ".s.PGSQL.5432").exists, "PostgreSQL listens")
+            yield
+        finally:
+            # SIGINT: disconnect everybody and stop.
+            server.send_signal(2)
+            server.wait(DEADLINE)
+
+
+@contextmanager
+def redis(socket: Path) -> Iterator[None]:
+    """Run a fresh Redis server that listens on this socket only."""
+    socket.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([program("redis-server"), *arguments], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(socket.exists, "Redis listens")
+        yield
+    finally:
+        server.terminate()
+        server.wait(DEADLINE)
