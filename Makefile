@@ -4,10 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Makes Python import the checkout's package from an editable install, whatever the working directory.
-MANAGE := $(BIN)/python tests/demo/manage.py
 
-.PHONY: help demo demo-check test lint unit services wheel screenshots clean
+.PHONY: help demo demo-check test lint unit services clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
@@ -26,7 +24,7 @@ demo: $(INSTALLED)
 demo-check: $(INSTALLED)
 	@$(BIN)/python -m tests.demo.check
 
-test: lint wheel unit services
+test: lint unit services
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -42,9 +40,6 @@ unit: $(INSTALLED)
 services: $(INSTALLED)
 	$(BIN)/pytest --ds tests.settings.postgresql
 	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
-
-wheel: $(INSTALLED)
-	$(BIN)/python -m tests.wheel
 
 clean:
 	rm -rf $(VENV) .demo build dist

@@ -52,6 +52,8 @@ def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None
         # The task had ended before: this is news of the past.
         add_event(event, task_name, message="Arrived after the task had ended; the record stays as it is.")
         return
+    if event == "progress" and _continues_last_progress(task_name, payload):
+        return
     if event in LIMITED_EVENTS and TaskEvent.objects.of_task(task_name).count() >= app_settings.DASHBOARD_EVENT_LIMIT:
         return
     for message, level in payload.get("log_lines", ()):
@@ -60,10 +62,27 @@ def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None
         event,
         task_name,
         actor=payload.get("actor") or (payload.get("user") if event == "create" else None),
-        message=str(payload.get("message") or payload.get("error") or ""),
-        payload={name: to_json(payload[name]) for name in _KEPT_DETAILS if payload.get(name) is not None},
+        message=str((event == "fail" and payload.get("error")) or payload.get("message") or ""),
+        payload=_details(payload),
         timestamp=payload.get("timestamp"),
     )
+
+
+def _continues_last_progress(task_name: str, payload: Mapping[str, Any]) -> bool:
+    """Bring the timeline's last line up to date, if it is progress with the same message; say whether it was.
+
+    A loop over a million objects is one line that counts, not thousands that repeat themselves.
+    """
+    last = TaskEvent.objects.of_task(task_name).order_by("-timestamp", "-pk").first()
+    if last is None or last.event != "progress" or last.message != (payload.get("message") or ""):
+        return False
+    last.payload, last.timestamp = _details(payload), payload.get("timestamp") or last.timestamp
+    last.save(update_fields=["payload", "timestamp"])
+    return True
+
+
+def _details(payload: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_json(payload[name]) for name in _KEPT_DETAILS if payload.get(name) is not None}
 
 
 def add_event(

@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -135,7 +135,10 @@ def launch_action(
             label=str(action.description),
             task_kwargs=_task_arguments(action, model_admin, request, pks),
         )
-    except (TaskConflict, EnqueueError) as error:
+    except TaskConflict as conflict:
+        _say_refused(action, model_admin, request, conflict)
+        return None
+    except EnqueueError as error:
         model_admin.message_user(request, str(error), messages.ERROR)
         return None
     _say_launched(action, model_admin, request, task_name, len(pks), len(skipped))
@@ -176,6 +179,23 @@ def _say_launched(
             % {"count": skipped},
             messages.WARNING,
         )
+
+
+def _say_refused(action: BackgroundAction, model_admin: Admin, request: HttpRequest, conflict: TaskConflict) -> None:
+    words = ngettext(
+        "“%(action)s” was not started: %(count)d of the selected objects is in use by",
+        "“%(action)s” was not started: %(count)d of the selected objects are in use by",
+        conflict.total,
+    ) % {"action": action.description, "count": conflict.total}
+    labels = {item.holder: item.holder_label or item.holder for item in conflict.held}
+    links = [(task_url(model_admin.admin_site.name, holder), label) for holder, label in labels.items()]
+    linked = format_html_join(", ", "{}", ((_link(url, label),) for url, label in links))
+    message = format_html("{} {}. {}", words, linked, _("Wait until it has ended, or cancel it, and try again."))
+    model_admin.message_user(request, message, messages.ERROR)
+
+
+def _link(url: str, label: str) -> str:
+    return format_html('<a href="{}">{}</a>', url, label) if url else label
 
 
 def task_url(site_name: str, task_name: str) -> str:

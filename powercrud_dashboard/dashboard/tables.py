@@ -19,12 +19,12 @@ class TaskTable(tables.Table):  # type: ignore[misc]
     """The rows of the task list. Cells that say more than a value are partials."""
 
     status = tables.Column(verbose_name=_("Status"))
-    label = tables.Column(verbose_name=_("Task"))
+    label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
     affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-number"}})
     user_label = tables.Column(verbose_name=_("Launched by"), default="–")
     progress = tables.Column(verbose_name=_("Progress"), empty_values=(), orderable=False)
-    created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True)
-    duration = tables.Column(verbose_name=_("Duration"), empty_values=())
+    created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True, attrs={"td": {"class": "pcrud-time"}})
+    duration = tables.Column(verbose_name=_("Duration"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
 
     class Meta:
         model = TaskRecord

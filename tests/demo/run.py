@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 
-from tests.demo.inventory.management.commands.load_inventory import PASSWORD, USERNAME
+from tests.demo.login import PASSWORD, USERNAME
 from tests.demo.processes import Processes, manage
 
 FIRST_PORT = 8000

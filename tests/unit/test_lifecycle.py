@@ -182,6 +182,14 @@ def test_events_of_a_talkative_task_are_limited(settings, manager, record_of):
     assert kept[-2:] == ["cancel", "cleanup"]
 
 
+def test_progress_that_only_counts_on_is_one_line(manager, record_of):
+    name = manager.launch_async_task(ADD, 1)
+    for message, current in (("read", 1), ("read", 2), ("write", 1), ("write", 2)):
+        manager.update_progress(name, message, current=current, total=2)
+    lines = record_of(name).events.filter(event="progress").values_list("message", "payload")
+    assert list(lines) == [("read", {"current": 2, "total": 2}), ("write", {"current": 2, "total": 2})]
+
+
 def test_objects_of_a_big_task_are_limited_and_its_count_is_exact(settings, manager, record_of):
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_OBJECT_LIMIT": 10}
     name = manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": range(1, 101)})

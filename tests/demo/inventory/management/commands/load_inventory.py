@@ -7,9 +7,7 @@ from django.core.management.base import BaseCommand
 
 from tests.demo.inventory import library
 from tests.demo.inventory.models import SourceFile
-
-USERNAME = "demo"
-PASSWORD = "demo"
+from tests.demo.login import PASSWORD, USERNAME
 
 
 class Command(BaseCommand):

@@ -1,0 +1,6 @@
+"""The demo's superuser; it guards nothing."""
+
+from __future__ import annotations
+
+USERNAME = "demo"
+PASSWORD = "demo"

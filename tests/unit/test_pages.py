@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from django.urls import reverse
+
+from powercrud_dashboard.models import ActiveTask, TaskRecord
+from tests.testapp import tasks
+
+pytestmark = pytest.mark.django_db
+
+ADD = "tests.testapp.tasks.add"
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+HTMX = {"hx-request": "true"}
+
+
+def page_of(record: TaskRecord, page: str = "change") -> str:
+    return f"{LIST}{record.pk}/{page}/"
+
+
+def launch_failing(manager, **options) -> TaskRecord:
+    with pytest.raises(ValueError, match="broke"):
+        manager.launch_async_task(tasks.fail, "<b>broke</b>", sync=True, **options)
+    return TaskRecord.objects.latest("pk")
+
+
+@pytest.fixture
+def one_of_each(manager, record_of) -> dict[str, TaskRecord]:
+    """A record in every status."""
+    failed = launch_failing(manager, label="Failing")
+    names = {label: manager.launch_async_task(ADD, 1, label=label) for label in ("Waiting", "Working", "Stopped")}
+    names["Done"] = manager.launch_async_task(ADD, 1, label="Done", sync=True)
+    ActiveTask.objects.all().claim_pending(names["Working"], host="somewhere", pid=12345)
+    TaskRecord.objects.all().record_start(names["Working"], attempt=1)
+    manager.update_progress(names["Working"], "Step 3/4: working")
+    manager.cancel_task(names["Stopped"])
+    return {"Failing": failed, **{label: record_of(name) for label, name in names.items()}}
+
+
+def test_the_admins_own_names_lead_to_the_pages():
+    assert reverse("admin:powercrud_dashboard_taskrecord_changelist") == LIST
+    assert reverse("admin:powercrud_dashboard_taskrecord_change", args=[5]) == f"{LIST}5/change/"
+    assert reverse("powercrud_dashboard:powercrud_dashboard_taskrecord_changelist") == "/tasks/"
+
+
+@pytest.mark.parametrize(
+    ("status", "label"),
+    [
+        ("pending", "Waiting"),
+        ("in_progress", "Working"),
+        ("failed", "Failing"),
+        ("success", "Done"),
+        ("cancelled", "Stopped"),
+    ],
+)
+def test_each_tab_shows_its_tasks(client_of, superuser, one_of_each, status, label):
+    page = client_of(superuser).get(LIST, {"status": status}).content.decode()
+    rows = page[page.index("<tbody>") : page.index("</tbody>")]
+    assert [other for other in one_of_each if f">{other}</a>" in rows] == [label]
+    current = re.search(r'aria-current="page">\s*(\w+) <span[^>]*>(\d+)', page)
+    assert current is not None
+    assert current[2] == "1"
+
+
+def test_all_tasks_are_shown_with_their_progress(client_of, superuser, one_of_each):
+    page = client_of(superuser).get(LIST).content.decode()
+    assert all(f">{label}</a>" in page for label in one_of_each)
+    assert '<progress max="100" value="75"' in page
+    assert "Step 3/4: working" in page
+    assert "&lt;b&gt;broke&lt;/b&gt;" in page
+    assert "<b>broke" not in page
+
+
+def test_unknown_tabs_show_everything(client_of, superuser, one_of_each):
+    assert ">Done</a>" in client_of(superuser).get(LIST, {"status": "nonsense"}).content.decode()
+
+
+def test_htmx_gets_the_moving_part_only(client_of, superuser, one_of_each):
+    part = client_of(superuser).get(LIST, headers=HTMX).content.decode()
+    assert part.lstrip().startswith('<div id="pcrud-tasks"')
+    assert "<html" not in part
+    assert f'hx-get="{LIST}"' in part
+
+
+def test_the_list_takes_few_queries_however_many_rows(client_of, superuser, manager, django_assert_max_num_queries):
+    for _number in range(30):
+        manager.launch_async_task(ADD, 1)
+    client = client_of(superuser)
+    # Session, user, counts, rows, live state; the admin's frame asks nothing of a superuser.
+    with django_assert_max_num_queries(6):
+        client.get(LIST, headers=HTMX)
+
+
+@pytest.mark.parametrize("sort", ["status", "-label", "affected_count", "user_label", "created_at", "-duration"])
+def test_the_list_can_be_sorted(client_of, superuser, one_of_each, sort):
+    response = client_of(superuser).get(LIST, {"sort": sort})
+    assert response.status_code == 200
+    assert b"aria-sort" in response.content
+
+
+def test_long_lists_have_pages(client_of, superuser, manager, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_PAGE_SIZE": 2}
+    for number in range(5):
+        manager.launch_async_task(ADD, 1, label=f"task number {number}")
+    client = client_of(superuser)
+    first, last = (client.get(LIST, {"page": page}).content.decode() for page in (1, 3))
+    assert "task number 4" in first
+    assert 'rel="next"' in first
+    assert "task number 0" in last
+    assert 'rel="next"' not in last
+
+
+@pytest.mark.parametrize("label", ["Failing", "Waiting", "Working", "Stopped", "Done"])
+def test_the_task_page_works_in_every_status(client_of, superuser, one_of_each, label):
+    response = client_of(superuser).get(page_of(one_of_each[label]))
+    assert response.status_code == 200
+    assert f"<h1>{label}</h1>" in response.content.decode()
+
+
+def test_the_task_page_refreshes_until_the_end(client_of, superuser, one_of_each):
+    client = client_of(superuser)
+    running = client.get(page_of(one_of_each["Working"]), headers=HTMX)
+    ended = client.get(page_of(one_of_each["Done"]), headers=HTMX)
+    assert (running.status_code, ended.status_code) == (200, 286)
+    assert b"hx-trigger" in running.content
+    assert b"hx-trigger" not in ended.content
+    assert b"<html" not in running.content
+    # Numbers of processes are no amounts: no thousands separator.
+    assert b"12345" in running.content
+
+
+def test_a_failure_is_a_page_with_its_traceback(client_of, superuser, one_of_each):
+    page = client_of(superuser).get(page_of(one_of_each["Failing"])).content.decode()
+    assert "builtins.ValueError" in page
+    assert "Traceback (most recent call last):" in page
+    assert "raise ValueError(message)" in page
+    assert "<b>broke" not in page
+
+
+def test_secrets_in_arguments_are_masked(client_of, superuser, manager, record_of):
+    secrets = {"password": "hunter2", "nested": {"api_key": "hunter3", "plain": "shown"}}
+    record = record_of(manager.launch_async_task(tasks.echo, task_kwargs={"data": secrets}))
+    page = client_of(superuser).get(page_of(record)).content.decode()
+    assert "hunter" not in page
+    assert "shown" in page
+
+
+def test_who_may_not_see_a_task_does_not_find_it(client_of, make_user, manager, record_of):
+    mine, theirs = make_user("me"), make_user("they")
+    own = record_of(manager.launch_async_task(ADD, 1, label="my own", user=mine))
+    other = record_of(manager.launch_async_task(ADD, 1, label="not mine", user=theirs))
+    client = client_of(mine)
+    page = client.get(LIST).content.decode()
+    assert "my own" in page
+    assert "not mine" not in page
+    assert client.get(page_of(own)).status_code == 200
+    assert client.get(page_of(other)).status_code == 404
+    assert client.get(page_of(other, "history")).status_code in (302, 403)
+
+
+@pytest.mark.parametrize("page", [LIST, "/tasks/"])
+def test_the_pages_are_for_staff(client, client_of, make_user, page):
+    assert client.get(page).status_code == 302
+    assert client_of(make_user("visitor", is_staff=False)).get(page).status_code in (302, 403)
+
+
+def test_retry_launches_the_task_again_and_shows_the_new_one(client_of, superuser, manager):
+    record = launch_failing(manager)
+    response = client_of(superuser).post(page_of(record, "retry"), follow=True)
+    new = TaskRecord.objects.latest("pk")
+    assert new.retry_of == record
+    assert response.redirect_chain[-1][0] == page_of(new)
+    assert "The task was queued again." in response.content.decode()
+    assert page_of(new) in client_of(superuser).get(page_of(record)).content.decode()
+
+
+def test_a_retry_in_the_way_of_another_task_says_so(client_of, superuser, manager):
+    record = launch_failing(manager, conflict_ids={"testapp.Project": {1}})
+    manager.add_conflict_ids("somebody else", {"testapp.Project": {1}})
+    response = client_of(superuser).post(page_of(record, "retry"), follow=True)
+    assert "held by somebody else" in response.content.decode()
+    assert TaskRecord.objects.count() == 1
+
+
+def test_a_record_that_can_not_be_retried_says_why(client_of, superuser, manager):
+    record = launch_failing(manager)
+    TaskRecord.objects.update(payload="tampered with")
+    response = client_of(superuser).post(page_of(record, "retry"), follow=True)
+    assert "signature does not match" in response.content.decode()
+
+
+def test_cancel_ends_a_queued_task(client_of, superuser, one_of_each):
+    response = client_of(superuser).post(page_of(one_of_each["Waiting"], "cancel"), follow=True)
+    assert "The task was cancelled." in response.content.decode()
+    one_of_each["Waiting"].refresh_from_db()
+    assert one_of_each["Waiting"].status == "cancelled"
+    assert one_of_each["Waiting"].events.get(event="cancel").actor == superuser
+
+
+def test_cancel_asks_a_running_task_to_stop(client_of, superuser, one_of_each):
+    client = client_of(superuser)
+    response = client.post(page_of(one_of_each["Working"], "cancel"), follow=True)
+    assert "asked to stop" in response.content.decode()
+    assert "Being cancelled." in response.content.decode()
+    assert "Cancel task" not in response.content.decode()
+
+
+@pytest.mark.parametrize(("action", "label"), [("retry", "Failing"), ("cancel", "Waiting")])
+def test_actions_need_their_permission_and_a_post(client_of, make_user, one_of_each, action, label):
+    record = one_of_each[label]
+    viewer = client_of(make_user("viewer", "view_taskrecord"))
+    assert f"/{action}/" not in viewer.get(page_of(record)).content.decode()
+    assert viewer.post(page_of(record, action)).status_code == 403
+    allowed = client_of(make_user("allowed", "view_taskrecord", f"{action}_taskrecord"))
+    assert f"/{action}/" in allowed.get(page_of(record)).content.decode()
+    assert allowed.get(page_of(record, action)).status_code == 405
+    assert allowed.post(page_of(record, action)).status_code == 302
+
+
+def test_actions_on_tasks_that_are_gone_lead_to_the_list(client_of, superuser):
+    response = client_of(superuser).post(f"{LIST}999/retry/", follow=True)
+    assert response.redirect_chain[-1][0] == LIST
+    assert "no such task any more" in response.content.decode()
+
+
+def test_actions_are_protected_against_forgery(superuser, one_of_each):
+    from django.test import Client
+
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(superuser)
+    assert client.post(page_of(one_of_each["Failing"], "retry")).status_code == 403
+
+
+def test_only_ended_tasks_can_be_deleted(client_of, superuser, one_of_each):
+    client = client_of(superuser)
+    assert client.post(page_of(one_of_each["Working"], "delete"), {"post": "yes"}).status_code == 403
+    assert client.post(page_of(one_of_each["Done"], "delete"), {"post": "yes"}).status_code == 302
+    assert not TaskRecord.objects.filter(pk=one_of_each["Done"].pk).exists()
+
+
+def test_the_pages_outside_of_the_admin_link_among_themselves(client_of, superuser, one_of_each):
+    client = client_of(superuser)
+    page = client.get("/tasks/").content.decode()
+    assert f'href="/tasks/{one_of_each["Done"].pk}/change/"' in page
+    assert client.get(f"/tasks/{one_of_each['Done'].pk}/change/").status_code == 200
+    response = client.post(f"/tasks/{one_of_each['Failing'].pk}/retry/")
+    assert response["Location"].startswith("/tasks/")
+
+
+def test_no_page_has_inline_code(client_of, superuser, one_of_each):
+    for address in (LIST, page_of(one_of_each["Failing"]), page_of(one_of_each["Working"])):
+        page = client_of(superuser).get(address).content.decode()
+        main = page[page.index('id="content-main"') :]
+        assert not re.search(r"<script|<style|\sstyle=|\son\w+=", main)
+        assert '"allowEval": false' in page
+
+
+def test_the_admin_index_lists_the_tasks_for_all_staff(client_of, make_user):
+    assert LIST in client_of(make_user("me")).get("/admin/").content.decode()
