@@ -85,6 +85,11 @@ class TaskContext:
         latest = self._latest
         return latest.report() if isinstance(latest, _Tracker) else latest
 
+    @property
+    def has_log_lines(self) -> bool:
+        """Whether there are log lines that nobody has fetched yet."""
+        return bool(self._log_lines)
+
     def drain_log(self) -> Iterator[tuple[str, str]]:
         """Yield the log lines that nobody has fetched yet, each once even if two threads ask."""
         while True:

@@ -23,6 +23,8 @@ from tests.services import wait_until
 from tests.testapp.models import Project
 
 POSTGRESQL = "postgresql" in settings.DATABASES["default"]["ENGINE"]
+#: Read now: while a test overrides a setting, Django does not tell it.
+SETTINGS_MODULE = settings.SETTINGS_MODULE
 REDIS = "redis" in settings.Q_CLUSTER
 
 
@@ -95,7 +97,7 @@ class Cluster:
             [sys.executable, "-m", "django", "qcluster"],
             env={
                 **os.environ,
-                "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+                "DJANGO_SETTINGS_MODULE": SETTINGS_MODULE,
                 # The error lines of tasks that are meant to fail help nobody.
                 "PYTHONWARNINGS": "ignore",
                 **environment,

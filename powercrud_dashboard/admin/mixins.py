@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.admin.options import IS_POPUP_VAR
-from django.http import HttpRequest
+from django.contrib.admin import AdminSite
+from django.db.models import Model
 from django.utils.text import capfirst
 
 from powercrud_dashboard.admin.actions import BackgroundAction, launcher
@@ -26,27 +26,20 @@ class BackgroundActionsMixin(_Base):
     #: the defaults. They get ``pks`` and ``model`` and need the change permission.
     background_actions: Sequence[str | BackgroundAction] = ()
 
-    def get_background_actions(self, request: HttpRequest) -> Sequence[str | BackgroundAction]:
-        """Return the task functions to offer; override it to choose by request."""
-        return self.background_actions
-
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Return Django's actions and, after them, the background actions that this user may run."""
-        actions: dict[str, Any] = super().get_actions(request)
-        if self.actions is None or IS_POPUP_VAR in request.GET:
-            return actions
-        for declared in self.get_background_actions(request):
-            action = declared if isinstance(declared, BackgroundAction) else _from_path(declared)
-            if action.is_allowed(self, request):
-                actions[action.name] = (launcher(action), action.name, action.description)
-        return actions
+    def __init__(self, model: type[Model], admin_site: AdminSite) -> None:
+        super().__init__(model, admin_site)
+        if self.actions is not None:
+            # From here on they are Django's own kind of action: checked, filtered and shown as any other.
+            self.actions = [*self.actions, *(launcher(_declared(item)) for item in self.background_actions)]
 
 
-def _from_path(path: str) -> BackgroundAction:
-    name = path.rpartition(".")[2]
+def _declared(item: str | BackgroundAction) -> BackgroundAction:
+    if isinstance(item, BackgroundAction):
+        return item
+    name = item.rpartition(".")[2]
     return BackgroundAction(
         name=name,
         description=capfirst(name.replace("_", " ")),
         permissions=("change",),
-        task=path,
+        task=item,
     )

@@ -19,7 +19,7 @@ from django.db import connections
 from powercrud_dashboard import lifecycle, progress
 from powercrud_dashboard.async_context import Report, TaskContext
 from powercrud_dashboard.models import ActiveTask
-from powercrud_dashboard.models.coordination import coordination_db
+from powercrud_dashboard.models.coordination import coordination_db, write_transaction
 from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.worker.cancellation import Interruption
 
@@ -54,6 +54,7 @@ class Attendance:
         self._written: Report | None = None
         self._last_beat = time.monotonic()
         self._last_interrupt: float | None = None
+        self._had_trouble = False
         self._taken_away = False
 
     def attend(self) -> None:
@@ -62,24 +63,37 @@ class Attendance:
             return
         report = self._context.latest_report()
         is_new = report is not None and report != self._written
-        if is_new or time.monotonic() - self._last_beat >= HEARTBEAT_INTERVAL:
-            self._beat(report if is_new else None)
-        for message, level in self._context.drain_log():
-            lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
-
-    def _beat(self, report: Report | None) -> None:
-        columns: dict[str, Any] = {}
-        if report is not None:
-            news = Progress.parse(*report)
+        news = Progress.parse(*report) if report is not None and is_new else None
+        if news is not None:
+            # Ahead of the database, which SQLite may not let this thread write while the task does.
             progress.write_fast_lane(self._active.task_name, news)
-            columns = news.as_columns()
-        undisturbed = ActiveTask.objects.all().beat(self._active, **columns)
+        is_due = time.monotonic() - self._last_beat >= HEARTBEAT_INTERVAL
+        if news is None and not is_due and not self._context.has_log_lines:
+            return
+        # The first statement takes the write lock or fails, so that no hook is called in vain.
+        with write_transaction():
+            self._beat(news)
+            for message, level in self._context.drain_log():
+                lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
         self._last_beat = time.monotonic()
-        if report is not None:
-            self._written = report
-        if not undisturbed:
+        self._written = report
+
+    def note_trouble(self) -> None:
+        """Log that a round failed: the first time for all to see."""
+        level = logging.DEBUG if self._had_trouble else logging.WARNING
+        self._had_trouble = True
+        logger.log(
+            level,
+            "The heartbeat of task %s can't be written for now; trying on",
+            self._active.task_name,
+            exc_info=True,
+        )
+
+    def _beat(self, news: Progress | None) -> None:
+        columns = news.as_columns() if news is not None else {}
+        if not ActiveTask.objects.all().beat(self._active, **columns):
             self._look_what_happened(columns)
-        elif report is not None:
+        elif news is not None:
             lifecycle.emit(
                 self._manager,
                 "progress",
@@ -149,7 +163,7 @@ class Reporter:
             attendance.attend()
         except Exception:
             # The database may be away or locked for a while; the next round tries again.
-            logger.warning("A heartbeat could not be written", exc_info=True)
+            attendance.note_trouble()
             connection.close()
 
 

@@ -157,8 +157,8 @@ class TaskCall:
             try:
                 with ExitStack() as surroundings:
                     surroundings.enter_context(running_task(context))
-                    interruption = surroundings.enter_context(Interruption(context))
                     if not self.sync:
+                        interruption = surroundings.enter_context(Interruption(context))
                         attendance = Attendance(manager, active, context, interruption)
                         surroundings.enter_context(reporting(attendance))
                     func = pkgutil.resolve_name(self.path)

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from django.conf import settings
+from django.conf import settings as django_settings
 from django.db import connection
 from django_q.models import OrmQ, Task
 
@@ -237,7 +237,7 @@ def test_a_second_delivery_of_a_running_task_runs_nothing(cluster, manager, tmp_
 
 def drain(manager) -> None:
     """Wait until the workers have taken everything that was queued so far."""
-    for _worker in range(settings.Q_CLUSTER["workers"]):
+    for _worker in range(django_settings.Q_CLUSTER["workers"]):
         assert manager.get_task_status(manager.launch_async_task(tasks.add, 1), wait=SOON) == "success"
     if queueing.broker_database():
         wait_until(lambda: OrmQ.objects.count() <= ActiveTask.objects.count(), "the queue is empty")
@@ -286,6 +286,29 @@ def test_a_lost_workers_task_is_taken_over_by_its_next_delivery(
     assert manager.get_task_status(name, wait=SOON) == "success"
     assert record_of(name).attempts == 2
     assert nothing_is_active()
+
+
+def test_cleanup_finds_what_the_broker_has_lost_and_leaves_what_it_has(settings, cluster_later, manager, record_of):
+    settings.POWERCRUD_SETTINGS = {"CLEANUP_GRACE_PERIOD": 0}
+    name = manager.launch_async_task(tasks.add, 1, conflict_ids=ONE)
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    queueing.get_broker().purge_queue()
+    cluster_later()
+    assert manager.cleanup_completed_tasks()["cleaned"][name]["reason"] == "lost in the queue"
+    assert record_of(name).failure_reason == "never_started"
+    assert nothing_is_active()
+
+
+def test_cleanup_leaves_tasks_alone_that_a_busy_cluster_holds(settings, cluster, manager, tmp_path, until_started):
+    """They are in no queue any more with Redis, and not begun yet."""
+    settings.POWERCRUD_SETTINGS = {"CLEANUP_GRACE_PERIOD": 0}
+    path = tmp_path / "go on"
+    names = [manager.launch_async_task(tasks.wait_for_file, str(path)) for _task in range(4)]
+    until_started(path)
+    wait_until(lambda: queueing.get_broker().queue_size() == 0, "the cluster has taken all messages")
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    path.touch()
+    assert [manager.get_task_status(name, wait=SOON) for name in names] == ["success"] * 4
 
 
 def test_a_retry_of_a_failed_task_completes(cluster, manager, make_projects, record_of):

@@ -7,6 +7,8 @@ from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 
+pytestmark = pytest.mark.django_db
+
 WAL = {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL;"}
 
 
