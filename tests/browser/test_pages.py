@@ -1,0 +1,91 @@
+"""The pages in a real browser, before a real cluster, under a strict Content-Security-Policy."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.testapp import tasks
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+#: Milliseconds for something that takes a cluster a second or two.
+SOON = 20_000
+
+
+def mark(page: Page) -> None:
+    """Leave a mark in the page that a reload would wipe out."""
+    page.evaluate("window.notReloaded = true")
+
+
+def was_not_reloaded(page: Page) -> bool:
+    return bool(page.evaluate("window.notReloaded === true"))
+
+
+def test_a_task_goes_from_queued_to_completed_before_ones_eyes(page, manager, cluster_later):
+    manager.launch_async_task(tasks.add, 1, label="Add up")
+    page.goto(LIST)
+    row = page.get_by_role("row").filter(has_text="Add up")
+    expect(row).to_contain_text("Queued")
+    mark(page)
+    cluster_later()
+    expect(row).to_contain_text("Completed", timeout=SOON)
+    assert was_not_reloaded(page)
+
+
+def test_a_running_task_is_watched_and_cancelled_on_its_page(page, manager, cluster, tmp_path, record_of):
+    name = manager.launch_async_task(tasks.wait_for_file, str(tmp_path / "never"), label="Wait for ever")
+    page.goto(f"{LIST}{record_of(name).pk}/change/")
+    expect(page.get_by_role("status")).to_contain_text("Running", timeout=SOON)
+    page.get_by_role("button", name="Cancel task").click()
+    expect(page.get_by_text("The task was asked to stop")).to_be_visible()
+    mark(page)
+    expect(page.get_by_role("status")).to_contain_text("Cancelled", timeout=SOON)
+    assert was_not_reloaded(page)
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
+    expect(page.locator("[hx-trigger]")).to_have_count(0)
+
+
+def test_from_the_changelist_to_a_failure_and_its_retry(page, manager, cluster, make_projects):
+    make_projects(3)
+    page.goto("/admin/testapp/project/")
+    for box in page.locator("input.action-select").all()[:2]:
+        box.check()
+    page.get_by_label("Action:").select_option("archive")
+    page.get_by_role("button", name="Go").click()
+    expect(page.get_by_text("runs in the background for 2 objects")).to_be_visible()
+    page.get_by_role("link", name="See its progress").click()
+    expect(page.get_by_role("status")).to_contain_text("Completed", timeout=SOON)
+    expect(page.get_by_text("Archived by boss.")).to_be_visible()
+    with pytest.raises(ValueError, match="out of order"):
+        manager.launch_async_task(tasks.fail, "out of order", label="Broken", sync=True)
+    page.goto(f"{LIST}?status=failed")
+    page.get_by_role("link", name="Broken").click()
+    expect(page.get_by_label("Traceback")).to_contain_text("ValueError: out of order")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("The task was queued again.")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("Failed", timeout=SOON)
+    expect(page.get_by_text("Retry of")).to_be_visible()
+
+
+def test_the_pages_work_without_javascript(browser, page, live_server, manager):
+    manager.launch_async_task(tasks.add, 1, label="Add up")
+    context = browser.new_context(
+        base_url=live_server.url, java_script_enabled=False, storage_state=page.context.storage_state()
+    )
+    plain = context.new_page()
+    plain.goto(LIST)
+    plain.get_by_role("link", name="Add up").click()
+    plain.get_by_role("button", name="Cancel task").click()
+    expect(plain.get_by_text("The task was cancelled.")).to_be_visible()
+    expect(plain.get_by_role("status")).to_contain_text("Cancelled")
+    context.close()
+
+
+def test_a_session_that_ends_leads_to_the_login_page(page, superuser, manager):
+    page.goto(LIST)
+    expect(page.locator("#pcrud-tasks")).to_be_visible()
+    page.context.clear_cookies()
+    expect(page.get_by_label("Password")).to_be_visible(timeout=SOON)
+    expect(page.locator("#pcrud-tasks")).to_have_count(0)
