@@ -26,6 +26,9 @@ LockKeys = dict[str, list[str]]
 #: More objects than this are counted in an error, but not named.
 NAMED_CONFLICTS = 100
 
+#: Looks at the locks, each followed by a try to take them, before a launch gives up.
+TAKE_ATTEMPTS = 3
+
 
 def normalise(conflict_ids: ConflictIds | None) -> LockKeys:
     """Return the one spelling of each object, sorted so that two tasks never wait for each other in a ring.
@@ -92,28 +95,39 @@ def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int]
         TaskConflict: if anyone else holds one of the objects.
     """
     own = {holder.pk, *from_reservations}
-    held = ConflictLock.objects.all().held_among(keys)
-    others = [lock for lock in held if lock.active_task_id not in own]
-    if others:
-        raise _conflict(others)
+    for _attempt in range(TAKE_ATTEMPTS):
+        held = ConflictLock.objects.all().held_among(keys)
+        others = [lock for lock in held if lock.active_task_id not in own]
+        if others:
+            raise _conflict(others)
+        if _hand_over(held, holder) and _insert_missing(keys, held, holder):
+            ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
+            return
+        # Somebody was faster between the look and the write: look again.
+    raise _conflict(held)
+
+
+def _hand_over(held: list[ConflictLock], holder: ActiveTask) -> bool:
+    """Make reserved locks the holder's; False if one of them is gone meanwhile, as when it has expired."""
     reserved = [lock.pk for lock in held if lock.active_task_id != holder.pk]
-    if reserved:
-        ConflictLock.objects.all().hand_over(reserved, holder)
-        ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
-    ours = {(lock.model_label, lock.object_id) for lock in held}
+    return ConflictLock.objects.all().hand_over(reserved, holder) == len(reserved)
+
+
+def _insert_missing(keys: LockKeys, held: list[ConflictLock], holder: ActiveTask) -> bool:
+    """Lock what is not held yet; False if somebody else has locked one of the objects meanwhile."""
+    there = {(lock.model_label, lock.object_id) for lock in held}
     wanted = ((label, object_id) for label, object_ids in keys.items() for object_id in object_ids)
-    new = [
+    missing = [
         ConflictLock(model_label=label, object_id=object_id, active_task=holder)
         for label, object_id in wanted
-        if (label, object_id) not in ours
+        if (label, object_id) not in there
     ]
     try:
         with transaction.atomic(using=coordination_db()):
-            ConflictLock.objects.bulk_create(new)
-    except IntegrityError as error:
-        # Somebody was faster between the look and the insert.
-        others = [lock for lock in ConflictLock.objects.all().held_among(keys) if lock.active_task_id not in own]
-        raise _conflict(others) from error
+            ConflictLock.objects.bulk_create(missing)
+    except IntegrityError:
+        return False
+    return True
 
 
 def reserve(name: str, keys: LockKeys, *, manager_class: str = "") -> ActiveTask | None:
@@ -124,7 +138,9 @@ def reserve(name: str, keys: LockKeys, *, manager_class: str = "") -> ActiveTask
     """
     try:
         with write_transaction():
-            holder = ActiveTask.objects.tasks().filter(task_name=name).first() or ActiveTask.objects.create(
+            # The row lock keeps a task from ending, and so from releasing, before it has the new locks.
+            task = ActiveTask.objects.tasks().select_for_update().filter(task_name=name).first()
+            holder = task or ActiveTask.objects.create(
                 task_name=name,
                 state=ActiveTaskState.RESERVED,
                 manager_class=manager_class,

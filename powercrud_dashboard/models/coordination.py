@@ -211,9 +211,10 @@ class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
         """Those of the wanted objects that are locked, with their holders."""
         return [lock for locks in self.on_objects(keys) for lock in locks.select_related("active_task")]
 
-    def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> None:
-        for chunk in in_chunks(lock_ids, using=self.db):
-            self.filter(pk__in=chunk).update(active_task=holder)
+    def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> int:
+        """Make the locks this holder's. Return how many there still were."""
+        chunks = in_chunks(lock_ids, using=self.db)
+        return sum(self.filter(pk__in=chunk).update(active_task=holder) for chunk in chunks)
 
     def orphaned(self) -> ConflictLockQuerySet:
         """Locks whose holder is gone, which only a database without foreign keys can have."""
