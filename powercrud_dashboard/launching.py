@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from django.db import IntegrityError, connections, models, transaction
@@ -55,6 +56,24 @@ class Launch:
     retry_of: str | None = None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A request that was found to be feasible, in the terms of the queue and of the record."""
+
+    task_name: str
+    path: str
+    label: str
+    user: Any
+    keys: locks.LockKeys
+    affected: list[str]
+    group: str
+    cluster: str
+    sync: bool
+    payload: str
+    #: Hands the task to the broker (or runs it, if ``sync``) and returns the broker's receipt.
+    enqueue: Callable[[], str]
+
+
 def launch(manager: LaunchingManager, request: Launch) -> str:
     """Launch the task and return its name.
 
@@ -68,23 +87,41 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
     Nothing is left behind by a launch that raises, but for the failed record that an
     ``EnqueueError`` leaves.
     """
+    plan = _plan(manager, request)
+    failure: Exception | None = None
+    with write_transaction():
+        active = _insert(manager, plan, is_wanted_name=request.task_name is not None)
+        locks.take(active, plan.keys, from_reservations=manager.reservations)
+        _emit_create(manager, request, plan)
+        if not plan.sync and queueing.broker_database() == coordination_db():
+            failure = _enqueue_in_transaction(manager, active, plan.enqueue)
+        elif not plan.sync:
+            transaction.on_commit(lambda: _send(manager, active, plan.enqueue), using=coordination_db())
+        used = set(manager.reservations)
+        transaction.on_commit(lambda: manager.reservations.difference_update(used), using=coordination_db())
+    if failure is not None:
+        raise EnqueueError(plan.task_name, f"{type(failure).__name__}: {failure}") from failure
+    if plan.sync:
+        _run_here(manager, active, plan.enqueue)
+    return plan.task_name
+
+
+def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
+    """Check everything that can be checked before anything is written."""
     path, func = callables.resolve(request.func)
-    available = {"task_key": "", "manager_class": ""}
-    injected = callables.injected_arguments(func, available)
+    injected = callables.injected_arguments(func, {"task_key": "", "manager_class": ""})
     callables.check_arguments(path, func, request.args, {**injected, **request.kwargs})
+    task_name = request.task_name or str(uuid.uuid4())
+    label = clean_text(request.label or path, SHORT)
     keys = locks.normalise(request.conflict_ids)
-    user = _person(request.user)
     affected = _described(request.affected_objects)
-    # Other spellings of the same wish, as django-q2 takes them.
+    # The same wishes may come as options, as django-q2 takes them.
     options = dict(request.q_options)
     group = request.group or options.pop("group", None) or ""
     cluster = request.cluster or options.pop("cluster", None) or ""
     timeout = request.timeout or options.pop("timeout", None)
     sync = bool(request.sync or options.pop("sync", False) or queueing.runs_synchronously())
     sync = sync or not app_settings.ASYNC_ENABLED
-    if timeout is not None:
-        options["timeout"] = timeout
-    label = clean_text(request.label or path, SHORT)
     payload = _signed(
         path,
         {
@@ -97,85 +134,93 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
             "group": group,
             "timeout": timeout,
             "cluster": cluster,
-            "q_options": {name: value for name, value in options.items() if name != "timeout"},
+            "q_options": options,
         },
     )
-    task_name = request.task_name or str(uuid.uuid4())
+    shielded = {name: value for name, value in request.kwargs.items() if name in queueing.RESERVED_KEYWORDS}
     call = TaskCall(
         path=path,
         task_name=task_name,
         manager_class=manager.manager_class_path,
         manager_config=manager.config or None,
-        shielded_kwargs={k: v for k, v in request.kwargs.items() if k in queueing.RESERVED_KEYWORDS},
+        shielded_kwargs=shielded,
         sync=sync,
     )
-    kwargs = {k: v for k, v in request.kwargs.items() if k not in queueing.RESERVED_KEYWORDS}
+    enqueue = partial(
+        queueing.enqueue,
+        call,
+        request.args,
+        {name: value for name, value in request.kwargs.items() if name not in shielded},
+        **{"hook": COMPLETION_HOOK, **options, **({} if timeout is None else {"timeout": timeout})},
+        task_name=task_name,
+        cluster=cluster,
+        group=group or None,
+        sync=sync,
+    )
+    user = _person(request.user)
+    return _Plan(task_name, path, label, user, keys, affected, group, cluster, sync, payload, enqueue)
 
-    def enqueue() -> str:
-        return queueing.enqueue(
-            call,
-            request.args,
-            kwargs,
-            **{"hook": COMPLETION_HOOK, **options},
-            task_name=task_name,
-            cluster=cluster,
-            group=group or None,
-            sync=sync,
-        )
 
-    in_this_transaction = not sync and queueing.broker_database() == coordination_db()
-    with write_transaction():
-        active = ActiveTask(
-            task_name=task_name,
-            state=ActiveTaskState.PENDING,
-            label=label,
-            manager_class=manager.manager_class_path,
-            user=user,
-            cluster=cluster,
-            sent_at=timezone.now() if sync else None,
-        )
-        if request.task_name:
-            _insert_under_wanted_name(active)
-        else:
+def _insert(manager: LaunchingManager, plan: _Plan, *, is_wanted_name: bool) -> ActiveTask:
+    """Insert the active task.
+
+    Raises:
+        TaskNameTaken: if an active task or a record has the wanted name already.
+    """
+    active = ActiveTask(
+        task_name=plan.task_name,
+        state=ActiveTaskState.PENDING,
+        label=plan.label,
+        manager_class=manager.manager_class_path,
+        user=plan.user,
+        cluster=plan.cluster,
+        sent_at=timezone.now() if plan.sync else None,
+    )
+    if not is_wanted_name:
+        active.save(force_insert=True)
+        return active
+    if TaskRecord.objects.filter(task_name=plan.task_name).exists():
+        raise TaskNameTaken(plan.task_name)
+    try:
+        with transaction.atomic(using=coordination_db()):
             active.save(force_insert=True)
-        locks.take(active, keys, from_reservations=manager.reservations)
-        lifecycle.emit(
-            manager,
-            "create",
-            task_name,
-            func=path,
-            label=label,
-            user=user,
-            affected_objects=affected,
-            conflict_ids=keys,
-            task_args=list(request.args),
-            task_kwargs=dict(request.kwargs),
-            group=group,
-            cluster=cluster,
-            retry_of=request.retry_of,
-            manager_class=manager.manager_class_path,
-            payload=payload,
-        )
-        if in_this_transaction:
-            try:
-                with transaction.atomic(using=coordination_db()):
-                    receipt = enqueue()
-            except Exception as error:
-                # The transaction is alive: the caller decides whether this failure is kept with the rest.
-                _could_not_queue(manager, active, error)
-                failure: Exception | None = error
-            else:
-                failure = None
-                ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
-        elif not sync:
-            transaction.on_commit(lambda: _send(manager, active, enqueue), using=coordination_db())
-        used = set(manager.reservations)
-        transaction.on_commit(lambda: manager.reservations.difference_update(used), using=coordination_db())
-    if in_this_transaction and failure is not None:
-        raise EnqueueError(task_name, f"{type(failure).__name__}: {failure}") from failure
-    if sync:
-        _run_here(manager, active, enqueue)
-    return task_name
+    except IntegrityError as error:
+        raise TaskNameTaken(plan.task_name) from error
+    return active
+
+
+def _emit_create(manager: LaunchingManager, request: Launch, plan: _Plan) -> None:
+    lifecycle.emit(
+        manager,
+        "create",
+        plan.task_name,
+        func=plan.path,
+        label=plan.label,
+        user=plan.user,
+        affected_objects=plan.affected,
+        conflict_ids=plan.keys,
+        task_args=list(request.args),
+        task_kwargs=dict(request.kwargs),
+        group=plan.group,
+        cluster=plan.cluster,
+        retry_of=request.retry_of,
+        manager_class=manager.manager_class_path,
+        payload=plan.payload,
+    )
+
+
+def _enqueue_in_transaction(
+    manager: LaunchingManager, active: ActiveTask, enqueue: Callable[[], str]
+) -> Exception | None:
+    """Put the queue entry into the same transaction; return what went wrong, which is recorded then."""
+    try:
+        with transaction.atomic(using=coordination_db()):
+            receipt = enqueue()
+    except Exception as error:
+        _could_not_queue(manager, active, error)
+        return error
+    ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
+    return None
 
 
 def _signed(path: str, package: dict[str, Any]) -> str:
@@ -186,17 +231,6 @@ def _signed(path: str, package: dict[str, Any]) -> str:
             f"The arguments of {path} can't be sent to a worker ({type(error).__name__}: {error}). "
             "Pass plain values, such as primary keys, and look the objects up in the task."
         ) from error
-
-
-def _insert_under_wanted_name(active: ActiveTask) -> None:
-    """Insert the row; its name must not have been used before, by an active task or by a recorded one."""
-    if TaskRecord.objects.filter(task_name=active.task_name).exists():
-        raise TaskNameTaken(active.task_name)
-    try:
-        with transaction.atomic(using=coordination_db()):
-            active.save(force_insert=True)
-    except IntegrityError as error:
-        raise TaskNameTaken(active.task_name) from error
 
 
 def _run_here(manager: LaunchingManager, active: ActiveTask, run: Callable[[], str]) -> None:

@@ -1,0 +1,149 @@
+"""The callable that travels through the queue, called here as django-q2's worker calls it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError
+from django.utils import timezone
+from django_q.brokers.orm import ORM
+from django_q.models import OrmQ, Task
+
+from powercrud_dashboard import lifecycle
+from powercrud_dashboard.exceptions import EnqueueError
+from powercrud_dashboard.launching import COMPLETION_HOOK
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from powercrud_dashboard.worker import task as worker_task
+from powercrud_dashboard.worker.task import NotRun
+from tests.testapp import tasks
+
+ADD = "tests.testapp.tasks.add"
+ONE = {"testapp.Project": {1}}
+
+
+def deliver() -> object:
+    """Run the queued task in this process."""
+    message = OrmQ.objects.get().task
+    return message["func"](*message["args"], **message["kwargs"])
+
+
+@pytest.fixture
+def database_away(monkeypatch):
+    """Make ending a task fail so many times."""
+    monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.0, 0.0))
+    original = lifecycle.end
+
+    def be_away(times: int) -> None:
+        failures = iter(range(times))
+
+        def end(*args: object, **kwargs: object) -> bool:
+            if next(failures, None) is not None:
+                raise OperationalError("the server closed the connection")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(lifecycle, "end", end)
+
+    return be_away
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_text_of_the_call_is_the_functions_path(manager):
+    manager.launch_async_task(tasks.add, 1)
+    assert str(OrmQ.objects.get().task["func"]) == ADD
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_away_for_a_moment_loses_no_end(manager, record_of, database_away):
+    name = manager.launch_async_task(ADD, 1, conflict_ids=ONE)
+    database_away(2)
+    assert deliver() == 1
+    assert record_of(name).status == "success"
+    assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("success", "result", "expected"),
+    [
+        (True, 1, ("success", 1, "")),
+        (False, "it broke : Traceback (most recent call last): ...", ("failed", None, "it broke")),
+    ],
+)
+def test_an_end_that_could_not_be_recorded_is_made_up_for_by_django_qs_hook(
+    manager, record_of, database_away, monkeypatch, success, result, expected
+):
+    name = manager.launch_async_task(ADD, 1, conflict_ids=ONE)
+    database_away(3)
+    assert deliver() == 1
+    assert record_of(name).status == "in_progress"
+    now = timezone.now()
+    row = Task(id="0" * 32, name=name, func=ADD, hook=COMPLETION_HOOK, started=now, stopped=now)
+    row.success, row.result = success, result
+    # A heartbeat this fresh may be that of a worker which has taken the task over.
+    row.save()
+    assert record_of(name).status == "in_progress"
+    ActiveTask.objects.update(heartbeat_at=now - timedelta(seconds=6))
+    row.save()
+    record = record_of(name)
+    assert (record.status, record.result, record.error) == expected
+    assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_late_worker_touches_nothing_of_its_successor(manager, record_of, monkeypatch):
+    """The task was given up, delivered again and runs elsewhere when the first worker ends after all."""
+    name = manager.launch_async_task(tasks.add, 1, conflict_ids=ONE)
+
+    def taken_over_meanwhile(*args: object, **kwargs: object) -> int:
+        ActiveTask.objects.update(attempt=2, worker_host="elsewhere")
+        return 1
+
+    monkeypatch.setattr(tasks, "add", taken_over_meanwhile)
+    assert deliver() == 1
+    assert record_of(name).status == "in_progress"
+    assert ActiveTask.objects.get().attempt == 2
+    assert ConflictLock.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_that_ends_after_it_was_given_up_is_recorded_as_what_it_was(manager, record_of, monkeypatch):
+    name = manager.launch_async_task(tasks.add, 1, conflict_ids=ONE)
+
+    def given_up_meanwhile(*args: object, **kwargs: object) -> int:
+        ActiveTask.objects.update(worker_host="elsewhere", heartbeat_at=timezone.now() - timedelta(minutes=5))
+        assert name in manager.cleanup_completed_tasks()["cleaned"]
+        assert record_of(name).failure_reason == "worker_lost"
+        return 1
+
+    monkeypatch.setattr(tasks, "add", given_up_meanwhile)
+    assert deliver() == 1
+    assert (record_of(name).status, record_of(name).result, record_of(name).error) == ("success", 1, "")
+    assert not ActiveTask.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_that_the_database_refuses_is_left_to_the_next_delivery(manager, record_of, monkeypatch):
+    name = manager.launch_async_task(ADD, 1)
+
+    def claim(*args: object) -> None:
+        raise OperationalError("the server closed the connection")
+
+    monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr(worker_task, "claim", claim)
+    assert deliver() == NotRun(acknowledged=False)
+    assert record_of(name).status == "pending"
+
+
+@pytest.mark.django_db
+def test_a_queue_entry_that_can_not_be_written_leaves_a_failed_record_and_an_error(manager, monkeypatch):
+    def enqueue(self: ORM, message: str) -> None:
+        raise OperationalError("disk full")
+
+    monkeypatch.setattr(ORM, "enqueue", enqueue)
+    with pytest.raises(EnqueueError, match="could not be queued: OperationalError: disk full"):
+        manager.launch_async_task(ADD, 1, conflict_ids=ONE)
+    record = TaskRecord.objects.get()
+    assert (record.status, record.failure_reason) == ("failed", "not_queued")
+    assert not ActiveTask.objects.exists()
+    assert not ConflictLock.objects.exists()
