@@ -101,6 +101,20 @@ def dead_process() -> int:
     return process.pid
 
 
+def test_a_worker_that_shows_life_at_the_last_moment_is_not_given_up(manager, launch, monkeypatch):
+    name = launch()
+    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    age(name, minutes=5)
+
+    def looks_lost_but_beats(active: ActiveTask) -> bool:
+        assert ActiveTask.objects.all().beat(active)
+        return True
+
+    monkeypatch.setattr("powercrud_dashboard.cleanup.is_lost", looks_lost_but_beats)
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    assert ConflictLock.objects.exists()
+
+
 def test_locks_of_a_lost_worker_give_way_to_the_next_launch(manager, launch, record_of):
     lost = launch()
     ActiveTask.objects.all().claim_pending(lost, host="elsewhere", pid=1)
