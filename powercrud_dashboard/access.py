@@ -35,5 +35,9 @@ def may_retry(user: Person, record: TaskRecord) -> bool:
     return record.is_finished and has_permission(user, "retry_taskrecord")
 
 
+def may_release_locks(user: Person) -> bool:
+    return has_permission(user, "release_conflictlock")
+
+
 def may_cancel(user: Person, record: TaskRecord) -> bool:
     return not record.is_finished and has_permission(user, "cancel_taskrecord")

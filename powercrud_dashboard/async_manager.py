@@ -15,7 +15,7 @@ from powercrud_dashboard.async_context import get_current_task
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.endpoint import ProgressView
 from powercrud_dashboard.exceptions import TaskConflict
-from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState, write_transaction
 
 if TYPE_CHECKING:
@@ -189,6 +189,21 @@ class AsyncManager:
     def remove_conflict_ids(self, name: str, conflict_ids: locks.ConflictIds | None = None) -> int:
         """Release what ``name`` itself holds, all of it or only these objects. Return how many locks went."""
         return locks.release(name, None if conflict_ids is None else locks.normalise(conflict_ids))
+
+    def release_conflict_lock(self, lock: ConflictLock, user: AbstractUser | None = None) -> bool:
+        """Release one lock by hand, whoever holds it; the holder's record says who did it.
+
+        A task that runs goes on, without the right to the object. Returns False if the holder has
+        released the lock meanwhile.
+        """
+        with write_transaction():
+            if not locks.release_one(lock):
+                return False
+            holder = lock.active_task
+            if holder.state != ActiveTaskState.RESERVED:
+                lifecycle.emit(self._owner_of(holder), "release", holder.task_name, actor=user, message=str(lock))
+        logger.info("The lock on %s held by %s was released by %s", lock, holder.task_name, user)
+        return True
 
     def check_conflict(self, object_ids: locks.ConflictIds) -> set[Hashable]:
         """Return those of the given ids that anyone holds, as they were given."""

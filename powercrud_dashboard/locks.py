@@ -164,6 +164,15 @@ def release(name: str, keys: LockKeys | None = None) -> int:
     return released
 
 
+def release_one(lock: ConflictLock) -> bool:
+    """Release this lock if its holder still has it; return whether it had."""
+    same = ConflictLock.objects.filter(pk=lock.pk, active_task_id=lock.active_task_id)
+    if not same._raw_delete(same.db):
+        return False
+    ActiveTask.objects.all().drop_empty_reservations(pk=lock.active_task_id)
+    return True
+
+
 def _conflict(locks: list[ConflictLock]) -> TaskConflict:
     return TaskConflict(
         [

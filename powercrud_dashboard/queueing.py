@@ -6,10 +6,13 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
 from django.utils import timezone
 from django_q.brokers import Broker, get_broker
 from django_q.brokers.orm import ORM as ORMBroker
@@ -206,3 +209,47 @@ def cluster_settings() -> dict[str, dict[str, Any]]:
     if isinstance(alternatives, dict):
         found.update({str(name): {**main, **own} for name, own in alternatives.items() if isinstance(own, dict)})
     return found
+
+
+def no_cluster_runs() -> bool:
+    """Return True if it is known that no cluster runs.
+
+    Clusters tell of themselves through django-q2's cache, or the broker itself; where that
+    is a cache which each process has for itself, nothing can be known.
+    """
+    broker = get_broker()
+    if isinstance(broker.cache, LocMemCache | DummyCache) and type(broker).get_stats is Broker.get_stats:
+        return False
+    try:
+        return not Stat.get_all(broker)
+    except Exception:
+        logger.warning("The clusters' state can't be read", exc_info=True)
+        return False
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """How much waits in a queue, and how much of it clusters have taken and not acknowledged."""
+
+    name: str
+    waiting: int | None
+    in_hand: int | None
+
+
+def queue_states() -> list[QueueState]:
+    """Return the state of each queue named in the settings; None for numbers that the broker doesn't tell."""
+    return [_queue_state(name) for name in dict.fromkeys((Conf.CLUSTER_NAME, *cluster_settings()))]
+
+
+def _queue_state(name: str) -> QueueState:
+    try:
+        broker = get_broker(name)
+        return QueueState(name, broker.queue_size(), broker.lock_size())
+    except Exception:
+        logger.warning("The queue %s can't be read", name, exc_info=True)
+        return QueueState(name, None, None)
+
+
+def schedules() -> list[Schedule]:
+    """Return django-q2's schedules, the next to run first."""
+    return list(Schedule.objects.order_by("next_run"))

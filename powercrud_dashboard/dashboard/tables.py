@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Any
 import django_tables2 as tables
 from django.db.models import F, QuerySet
 from django.template.loader import render_to_string
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.dashboard.formatting import duration
+from powercrud_dashboard.models import ConflictLock, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,3 +65,65 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         live = self.live.get(record.task_name)
         context = {"record": record, "live": live, "task_url": self.task_url(record)}
         return render_to_string(f"powercrud_dashboard/{name}", context)
+
+
+class LockTable(tables.Table):  # type: ignore[misc]
+    """The rows of the locks page."""
+
+    object_id = tables.Column(verbose_name=_("Object"), attrs={"td": {"class": "pcrud-label"}})
+    holder = tables.Column(
+        verbose_name=_("Held by"),
+        accessor="active_task__label",
+        empty_values=(),
+        attrs={"td": {"class": "pcrud-label"}},
+    )
+    locked_at = tables.Column(verbose_name=_("Held for"), attrs={"td": {"class": "pcrud-time"}})
+    expires_at = tables.DateTimeColumn(
+        verbose_name=_("Expires"), accessor="active_task__expires_at", short=True, default=_("when its task ends")
+    )
+    release = tables.Column(verbose_name=_("Action"), empty_values=(), orderable=False)
+
+    class Meta:
+        model = ConflictLock
+        fields = ("object_id", "holder", "locked_at", "expires_at", "release")
+        order_by = ("locked_at",)
+        template_name = "powercrud_dashboard/tasks/_table.html"
+        empty_text = _("Nothing is locked.")
+
+    def __init__(
+        self,
+        *args: Any,
+        holder_urls: Mapping[str, str],
+        object_url: Callable[[ConflictLock], str],
+        release_url: Callable[[ConflictLock], str] | None,
+        **kwargs: Any,
+    ) -> None:
+        exclude = () if release_url else ("release",)
+        super().__init__(*args, exclude=exclude, **kwargs)
+        self.holder_urls = holder_urls
+        self.object_url = object_url
+        self.release_url = release_url
+
+    def order_object_id(
+        self, queryset: QuerySet[ConflictLock], is_descending: bool
+    ) -> tuple[QuerySet[ConflictLock], bool]:
+        sign = "-" if is_descending else ""
+        return queryset.order_by(f"{sign}model_label", f"{sign}object_id"), True
+
+    def render_object_id(self, record: ConflictLock) -> str:
+        return link(self.object_url(record), str(record))
+
+    def render_holder(self, record: ConflictLock) -> str:
+        holder = record.active_task
+        return link(self.holder_urls.get(holder.task_name, ""), str(holder))
+
+    def render_locked_at(self, record: ConflictLock) -> str:
+        return duration(timezone.now() - record.locked_at)
+
+    def render_release(self, record: ConflictLock) -> str:
+        return link(self.release_url(record), gettext("Release")) if self.release_url else ""
+
+
+def link(url: str, text: str) -> str:
+    """Return a link, or the text alone where there is nothing to link to."""
+    return format_html('<a href="{}">{}</a>', url, text) if url else text

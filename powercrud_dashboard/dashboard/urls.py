@@ -7,6 +7,9 @@ from django.contrib.admin import AdminSite
 from django.urls import URLPattern, path
 
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
+from powercrud_dashboard.dashboard.views.cluster import ClusterView
+from powercrud_dashboard.dashboard.views.locks import LockListView
+from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
 from powercrud_dashboard.dashboard.views.task import TaskView
 from powercrud_dashboard.dashboard.views.tasks import TaskListView
@@ -27,6 +30,9 @@ def dashboard_urls(
     options: dict[str, Any] = {} if admin_site is None else {"admin_site": admin_site}
     pages = [
         ("", TaskListView, "changelist"),
+        ("locks/", LockListView, "locks"),
+        ("locks/<int:pk>/release/", ReleaseLockView, "release"),
+        ("cluster/", ClusterView, "cluster"),
         ("<int:pk>/change/", TaskView, "change"),
         ("<int:pk>/retry/", RetryTaskView, "retry"),
         ("<int:pk>/cancel/", CancelTaskView, "cancel"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
 from django import template
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.debug import SafeExceptionReporterFilter
+
+from powercrud_dashboard.dashboard import formatting
 
 register = template.Library()
 
@@ -24,6 +24,7 @@ EVENT_LABELS = {
     "cancel_requested": gettext_lazy("Asked to stop"),
     "retry": gettext_lazy("Retried"),
     "cleanup": gettext_lazy("Locks released"),
+    "release": gettext_lazy("Lock released"),
     "hook_error": gettext_lazy("A hook failed"),
 }
 
@@ -41,17 +42,4 @@ def readable_json(value: Any) -> str:
     return json.dumps(masked, indent=2, ensure_ascii=False, default=str)
 
 
-@register.filter
-def duration(value: timedelta | None) -> str:
-    """Return a length of time in its two largest units."""
-    if value is None:
-        return ""
-    seconds = max(0, int(value.total_seconds()))
-    if seconds < 1:
-        return _("under 1 s")
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, _("d")), (hours, _("h")), (minutes, _("min")), (seconds, _("s"))]
-    shown = [f"{number} {unit}" for number, unit in parts if number]
-    return " ".join(shown[:2])
+register.filter("duration", formatting.duration)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.auth.mixins import AccessMixin
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
 from django.urls import reverse
@@ -14,19 +16,33 @@ from django.views import View
 from django.views.generic.base import ContextMixin
 from django_htmx.middleware import HtmxDetails
 
+from powercrud_dashboard import access
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.models import TaskRecord
+
+
+@dataclass(frozen=True)
+class PageLink:
+    label: str
+    url: str
+    is_current: bool
 
 
 class DashboardView(AccessMixin, ContextMixin, View):
     """Base of every page and action; open to active staff."""
 
     admin_site: admin.AdminSite = admin.site
+    #: Which of the pages in the navigation this one belongs to.
+    page_name = ""
+    #: Codename of the permission without which the page is refused.
+    required_permission = ""
     login_url = "admin:login"
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if not (request.user.is_active and getattr(request.user, "is_staff", False)):
+        if not (request.user.is_active and request.user.is_staff):
             return self.handle_no_permission()
+        if self.required_permission and not access.has_permission(request.user, self.required_permission):
+            raise PermissionDenied
         return super().dispatch(request, *args, **kwargs)
 
     def url(self, name: str, *args: object) -> str:
@@ -40,8 +56,18 @@ class DashboardView(AccessMixin, ContextMixin, View):
             **self.admin_site.each_context(self.request),
             "opts": TaskRecord._meta,
             "list_url": self.url("changelist"),
+            "pages": self._pages(),
             **super().get_context_data(**kwargs),
         }
+
+    def _pages(self) -> list[PageLink]:
+        """Return the pages that this person may open."""
+        pages = [PageLink(_("Tasks"), self.url("changelist"), self.page_name == "changelist")]
+        if access.has_permission(self.request.user, "view_conflictlock"):
+            pages.append(PageLink(_("Locks"), self.url("locks"), self.page_name == "locks"))
+        if access.has_permission(self.request.user, "view_taskrecord"):
+            pages.append(PageLink(_("Cluster"), self.url("cluster"), self.page_name == "cluster"))
+        return pages
 
     @property
     def is_partial_request(self) -> bool:

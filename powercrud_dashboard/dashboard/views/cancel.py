@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext as _
 
-from powercrud_dashboard import access
 from powercrud_dashboard.dashboard.views.base import TaskActionView
 from powercrud_dashboard.models import TaskRecord
 
@@ -12,9 +10,9 @@ from powercrud_dashboard.models import TaskRecord
 class CancelTaskView(TaskActionView):
     """Cancel a queued task, or ask a running one's worker to stop it."""
 
+    required_permission = "cancel_taskrecord"
+
     def act(self, record: TaskRecord) -> TaskRecord:
-        if not access.has_permission(self.request.user, "cancel_taskrecord"):
-            raise PermissionDenied
         if not self.manager_of(record).cancel_task(record.task_name, user=self.request.user):  # type: ignore[arg-type]
             messages.warning(self.request, _("The task has ended already, or is being cancelled."))
             return record

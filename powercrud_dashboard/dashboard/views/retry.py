@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext as _
 
-from powercrud_dashboard import access
 from powercrud_dashboard.dashboard.views.base import TaskActionView
 from powercrud_dashboard.exceptions import EnqueueError, TaskConflict, TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord
@@ -13,9 +11,9 @@ from powercrud_dashboard.models import TaskRecord
 class RetryTaskView(TaskActionView):
     """Launch an ended task again and show the new one."""
 
+    required_permission = "retry_taskrecord"
+
     def act(self, record: TaskRecord) -> TaskRecord:
-        if not access.has_permission(self.request.user, "retry_taskrecord"):
-            raise PermissionDenied
         try:
             new_name = self.manager_of(record).retry_task(record.task_name, user=self.request.user)  # type: ignore[arg-type]
         except (TaskConflict, TaskNotRetryable, EnqueueError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ SHOWN_OBJECTS = 100
 class TaskView(TemplateResponseMixin, DashboardView):
     """Everything about one task; refreshes itself until the task has ended."""
 
+    page_name = "changelist"
     template_name = "powercrud_dashboard/task/page.html"
     partial_template_name = "powercrud_dashboard/task/_task.html"
 

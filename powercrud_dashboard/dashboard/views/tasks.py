@@ -5,11 +5,14 @@ from typing import Any
 
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django.views.generic.base import TemplateResponseMixin
 from django_tables2 import LazyPaginator, RequestConfig
 
+from powercrud_dashboard import queueing
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.dashboard.filters import TaskFilter
 from powercrud_dashboard.dashboard.live import live_tasks
 from powercrud_dashboard.dashboard.tables import TaskTable
 from powercrud_dashboard.dashboard.views.base import DashboardView
@@ -27,15 +30,16 @@ TABS = (
 
 @dataclass(frozen=True)
 class Tab:
-    status: str
+    status: str | None
     label: Any
     count: int
     is_current: bool
 
 
 class TaskListView(TemplateResponseMixin, DashboardView):
-    """All tasks that this person may see, by status; its moving part refreshes itself."""
+    """All tasks that this person may see, by status and filters; its moving part refreshes itself."""
 
+    page_name = "changelist"
     template_name = "powercrud_dashboard/tasks/page.html"
     partial_template_name = "powercrud_dashboard/tasks/_list.html"
 
@@ -51,28 +55,32 @@ class TaskListView(TemplateResponseMixin, DashboardView):
         asked = self.request.GET.get("status", "")
         return asked if asked in TaskStatus.values else ""
 
+    @cached_property
+    def filter(self) -> TaskFilter:
+        return TaskFilter(self.request.GET, queryset=TaskRecord.objects.visible_to(self.request.user))
+
     def get_queryset(self) -> QuerySet[TaskRecord]:
-        visible = TaskRecord.objects.visible_to(self.request.user)
         # Wide columns that no row of the list shows.
-        visible = visible.defer("payload", "traceback", "result", "task_args", "task_kwargs", "conflict_ids")
-        return visible.filter(status=self.status) if self.status else visible
+        narrow = self.filter.found.defer("payload", "traceback", "result", "task_args", "task_kwargs", "conflict_ids")
+        return narrow.filter(status=self.status) if self.status else narrow
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(
             title=_("Background tasks"),
             tabs=self._tabs(),
             table=self._table(),
+            filter=self.filter,
+            status=self.status,
+            no_cluster_runs=queueing.no_cluster_runs(),
             refresh_url=self.request.get_full_path(),
             refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
             **kwargs,
         )
 
     def _tabs(self) -> list[Tab]:
-        counts = dict(
-            TaskRecord.objects.visible_to(self.request.user).order_by().values_list("status").annotate(Count("pk"))
-        )
+        counts = dict(self.filter.found.order_by().values_list("status").annotate(Count("pk")))
         tabs = [Tab(status, label, counts.get(status, 0), status == self.status) for status, label in TABS]
-        return [*tabs, Tab("", _("All"), sum(counts.values()), not self.status)]
+        return [*tabs, Tab(None, _("All"), sum(counts.values()), not self.status)]
 
     def _table(self) -> TaskTable:
         live: dict[str, Any] = {}
