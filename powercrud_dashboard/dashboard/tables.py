@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class TaskTable(tables.Table):  # type: ignore[misc]
     """The rows of the task list. Cells that say more than a value are partials."""
 
+    selected = tables.Column(verbose_name=_("Select"), empty_values=(), orderable=False)
     status = tables.Column(verbose_name=_("Status"))
     label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
     affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-number"}})
@@ -32,17 +33,25 @@ class TaskTable(tables.Table):  # type: ignore[misc]
 
     class Meta:
         model = TaskRecord
-        fields = ("status", "label", "affected_count", "user_label", "progress", "created_at", "duration")
+        fields = ("selected", "status", "label", "affected_count", "user_label", "progress", "created_at", "duration")
         order_by = ("-created_at",)
         template_name = "powercrud_dashboard/tasks/_table.html"
         empty_text = _("No tasks here.")
 
     def __init__(
-        self, *args: Any, live: Mapping[str, LiveTask], task_url: Callable[[TaskRecord], str], **kwargs: Any
+        self,
+        *args: Any,
+        live: Mapping[str, LiveTask],
+        task_url: Callable[[TaskRecord], str],
+        is_selectable: bool,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, exclude=() if is_selectable else ("selected",), **kwargs)
         self.live = live
         self.task_url = task_url
+
+    def render_selected(self, record: TaskRecord) -> str:
+        return self._partial("tasks/_select.html", record)
 
     def render_status(self, record: TaskRecord) -> str:
         return self._partial("shared/_status.html", record)

@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.admin import AdminSite
 from django.urls import URLPattern, path
 
+from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
 from powercrud_dashboard.dashboard.views.locks import LockListView
@@ -30,6 +31,7 @@ def dashboard_urls(
     options: dict[str, Any] = {} if admin_site is None else {"admin_site": admin_site}
     pages = [
         ("", TaskListView, "changelist"),
+        ("bulk/", BulkActionView, "bulk"),
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),

@@ -53,7 +53,7 @@ def test_from_the_changelist_to_a_failure_and_its_retry(page, manager, cluster, 
     for box in page.locator("input.action-select").all()[:2]:
         box.check()
     page.get_by_label("Action:").select_option("archive")
-    page.get_by_role("button", name="Go").click()
+    page.locator("button[name=index]").click()
     expect(page.get_by_text("runs in the background for 2 objects")).to_be_visible()
     page.get_by_role("link", name="See its progress").click()
     expect(page.get_by_role("status")).to_contain_text("Completed", timeout=SOON)
@@ -89,3 +89,32 @@ def test_a_session_that_ends_leads_to_the_login_page(page, superuser, manager):
     page.context.clear_cookies()
     expect(page.get_by_label("Password")).to_be_visible(timeout=SOON)
     expect(page.locator("#pcrud-tasks")).to_have_count(0)
+
+
+def test_ticked_rows_survive_refreshes_and_are_acted_on(page, manager, record_of):
+    names = [manager.launch_async_task(tasks.add, 1, label=f"Task number {number}") for number in range(3)]
+    page.goto(LIST)
+    page.get_by_label("Select Task number 0").check()
+    page.get_by_label("Select Task number 2").check()
+    mark(page)
+    # A refresh brings the new row; the ticks, and the focus, are where they were.
+    manager.launch_async_task(tasks.add, 1, label="Newcomer")
+    expect(page.get_by_role("link", name="Newcomer")).to_be_visible(timeout=SOON)
+    assert was_not_reloaded(page)
+    expect(page.get_by_label("Select Task number 0")).to_be_checked()
+    expect(page.get_by_label("Select Task number 1")).not_to_be_checked()
+    expect(page.get_by_label("Select Task number 2")).to_be_checked()
+    expect(page.get_by_label("Select Task number 2")).to_be_focused()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancel: 2 tasks")).to_be_visible()
+    page.get_by_role("button", name="Yes, I'm sure").click()
+    expect(page.get_by_text("Cancel: 2 tasks.")).to_be_visible()
+    assert [record_of(name).status for name in names] == ["cancelled", "pending", "cancelled"]
+
+
+def test_a_whole_page_is_ticked_at_once(page, manager):
+    for number in range(3):
+        manager.launch_async_task(tasks.add, number)
+    page.goto(LIST)
+    page.get_by_label("All on this page").check()
+    expect(page.locator("input[name=selected]:checked")).to_have_count(3)

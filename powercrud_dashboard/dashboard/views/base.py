@@ -69,6 +69,11 @@ class DashboardView(AccessMixin, ContextMixin, View):
             pages.append(PageLink(_("Cluster"), self.url("cluster"), self.page_name == "cluster"))
         return pages
 
+    @staticmethod
+    def manager_of(record: TaskRecord) -> AsyncManager:
+        """Return the manager that the task was launched by, which hears of what is done to it."""
+        return AsyncManager.resolve_manager(record.manager_class)
+
     @property
     def is_partial_request(self) -> bool:
         """Whether htmx asks for the moving part of a page only."""
@@ -92,7 +97,3 @@ class TaskActionView(DashboardView):
     def act(self, record: TaskRecord) -> TaskRecord:
         """Do it, leave a message, and return the record to show next."""
         raise NotImplementedError
-
-    @staticmethod
-    def manager_of(record: TaskRecord) -> AsyncManager:
-        return AsyncManager.resolve_manager(record.manager_class)

@@ -7,6 +7,9 @@ from powercrud_dashboard.dashboard.views.base import TaskActionView
 from powercrud_dashboard.exceptions import EnqueueError, TaskConflict, TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord
 
+#: What a retry may answer with. The last two: the function is gone, or takes other arguments, since a deploy.
+REFUSALS = (TaskConflict, TaskNotRetryable, EnqueueError, TypeError, ValueError)
+
 
 class RetryTaskView(TaskActionView):
     """Launch an ended task again and show the new one."""
@@ -16,8 +19,7 @@ class RetryTaskView(TaskActionView):
     def act(self, record: TaskRecord) -> TaskRecord:
         try:
             new_name = self.manager_of(record).retry_task(record.task_name, user=self.request.user)  # type: ignore[arg-type]
-        except (TaskConflict, TaskNotRetryable, EnqueueError, TypeError, ValueError) as error:
-            # The last two: the function is gone or takes other arguments since a deploy.
+        except REFUSALS as error:
             messages.error(self.request, str(error))
             return record
         messages.success(self.request, _("The task was queued again."))

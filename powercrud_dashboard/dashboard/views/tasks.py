@@ -14,6 +14,7 @@ from powercrud_dashboard import queueing
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.filters import TaskFilter
 from powercrud_dashboard.dashboard.live import live_tasks
+from powercrud_dashboard.dashboard.selection import actions_for
 from powercrud_dashboard.dashboard.tables import TaskTable
 from powercrud_dashboard.dashboard.views.base import DashboardView
 from powercrud_dashboard.models import TaskRecord, TaskStatus
@@ -65,12 +66,17 @@ class TaskListView(TemplateResponseMixin, DashboardView):
         return narrow.filter(status=self.status) if self.status else narrow
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        tabs = self._tabs()
+        actions = actions_for(self.request.user)
         return super().get_context_data(
             title=_("Background tasks"),
-            tabs=self._tabs(),
-            table=self._table(),
+            tabs=tabs,
+            table=self._table(is_selectable=bool(actions)),
             filter=self.filter,
             status=self.status,
+            bulk_actions=actions,
+            bulk_url=self.url("bulk"),
+            matching_count=next(tab.count for tab in tabs if tab.is_current),
             no_cluster_runs=queueing.no_cluster_runs(),
             refresh_url=self.request.get_full_path(),
             refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
@@ -82,10 +88,14 @@ class TaskListView(TemplateResponseMixin, DashboardView):
         tabs = [Tab(status, label, counts.get(status, 0), status == self.status) for status, label in TABS]
         return [*tabs, Tab(None, _("All"), sum(counts.values()), not self.status)]
 
-    def _table(self) -> TaskTable:
+    def _table(self, *, is_selectable: bool) -> TaskTable:
         live: dict[str, Any] = {}
         table = TaskTable(
-            self.get_queryset(), live=live, task_url=lambda record: self.url("change", record.pk), request=self.request
+            self.get_queryset(),
+            live=live,
+            task_url=lambda record: self.url("change", record.pk),
+            is_selectable=is_selectable,
+            request=self.request,
         )
         page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": LazyPaginator}
         RequestConfig(self.request, paginate=page).configure(table)
