@@ -27,7 +27,9 @@ class TaskTable(tables.Table):  # type: ignore[misc]
     label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
     affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-number"}})
     user_label = tables.Column(verbose_name=_("Launched by"), default="–")
-    progress = tables.Column(verbose_name=_("Progress"), empty_values=(), orderable=False)
+    progress = tables.Column(
+        verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
+    )
     created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True, attrs={"td": {"class": "pcrud-time"}})
     duration = tables.Column(verbose_name=_("Duration"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
 
