@@ -22,6 +22,9 @@ from powercrud_dashboard.worker.task import TaskCall
 
 logger = logging.getLogger(__name__)
 
+#: As many characters as django-q2's own tables and ours hold.
+NAME_LENGTH = 100
+
 COMPLETION_HOOK = "powercrud_dashboard.async_hooks.task_completion_hook"
 
 
@@ -119,6 +122,8 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
     options = dict(request.q_options)
     group = request.group or options.pop("group", None) or ""
     cluster = request.cluster or options.pop("cluster", None) or ""
+    for what, name in (("task_key", task_name), ("group", group), ("cluster", cluster)):
+        _check_name(what, name)
     timeout = request.timeout or options.pop("timeout", None)
     sync = bool(request.sync or options.pop("sync", False) or queueing.runs_synchronously())
     sync = sync or not app_settings.ASYNC_ENABLED
@@ -221,6 +226,13 @@ def _enqueue_in_transaction(
         return error
     ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
     return None
+
+
+def _check_name(what: str, name: str) -> None:
+    if len(name) > NAME_LENGTH or "\x00" in name:
+        raise ValueError(
+            f"{what} is {name[:NAME_LENGTH]!r}…; use at most {NAME_LENGTH} characters, and no NUL character."
+        )
 
 
 def _signed(path: str, package: dict[str, Any]) -> str:

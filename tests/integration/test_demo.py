@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -46,7 +47,9 @@ def test_the_check_runs_through(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_the_demo_serves_until_ctrl_c_and_leaves_no_process(tmp_path):
-    port = "8765"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     demo = subprocess.Popen(
         [sys.executable, "-m", "tests.demo.run"],
         cwd=ROOT,

@@ -6,6 +6,7 @@ import math
 import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.db import transaction
+from django_q.conf import Conf
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard.async_manager import AsyncManager
@@ -158,6 +159,24 @@ def test_a_named_cluster_gets_its_own_queue(manager, record_of):
     name = manager.launch_async_task(ADD, 1, cluster="slow-lane")
     assert OrmQ.objects.get().key == "slow-lane"
     assert record_of(name).cluster == "slow-lane"
+
+
+@pytest.mark.parametrize("option", ["task_key", "group", "cluster"])
+@pytest.mark.parametrize("name", ["x" * 101, "nul\x00"], ids=["long", "nul"])
+def test_names_that_no_table_holds_are_refused(manager, option, name):
+    with pytest.raises(ValueError, match=f"{option} is .* at most 100 characters"):
+        manager.launch_async_task(ADD, 1, **{option: name})
+    assert nothing_is_left()
+
+
+def test_a_cluster_set_to_sync_runs_here(manager, record_of, monkeypatch):
+    monkeypatch.setattr(Conf, "SYNC", True)
+    record = record_of(manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {1}}))
+    assert (record.status, record.result) == ("success", 1)
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task(tasks.fail)
+    assert TaskRecord.objects.latest("pk").status == "failed"
+    assert not ActiveTask.objects.exists()
 
 
 def test_sync_runs_here_and_is_recorded_the_same_way(manager, record_of):
