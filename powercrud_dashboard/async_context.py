@@ -98,6 +98,10 @@ class TaskContext:
             except IndexError:
                 return
 
+    def take_back_log(self, lines: list[tuple[str, str]]) -> None:
+        """Put fetched lines that could not be written back to where they were."""
+        self._log_lines.extendleft(reversed(lines))
+
     def track(self, iterable: Iterable[Item], total: int | None, description: str) -> Iterator[Item]:
         tracker = _Tracker(description, total)
         self._latest = tracker

@@ -70,11 +70,16 @@ class Attendance:
         is_due = time.monotonic() - self._last_beat >= HEARTBEAT_INTERVAL
         if news is None and not is_due and not self._context.has_log_lines:
             return
-        # The first statement takes the write lock or fails, so that no hook is called in vain.
-        with write_transaction():
-            self._beat(news)
-            for message, level in self._context.drain_log():
-                lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
+        lines = list(self._context.drain_log())
+        try:
+            # The first statement takes the write lock or fails, so that no hook is called in vain.
+            with write_transaction():
+                self._beat(news)
+                for message, level in lines:
+                    lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
+        except Exception:
+            self._context.take_back_log(lines)
+            raise
         self._last_beat = time.monotonic()
         self._written = report
 

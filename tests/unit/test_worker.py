@@ -11,6 +11,7 @@ from django_q.brokers.orm import ORM
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard import lifecycle
+from powercrud_dashboard.async_context import TaskContext
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.launching import COMPLETION_HOOK
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
@@ -147,3 +148,13 @@ def test_a_queue_entry_that_can_not_be_written_leaves_a_failed_record_and_an_err
     assert (record.status, record.failure_reason) == ("failed", "not_queued")
     assert not ActiveTask.objects.exists()
     assert not ConflictLock.objects.exists()
+
+
+def test_log_lines_that_can_not_be_written_yet_are_kept_in_their_order():
+    context = TaskContext("task-1", "some.Manager", take_locks=lambda label, ids: True)
+    for text in ("one", "two"):
+        context.log(text)
+    lines = list(context.drain_log())
+    context.log("three")
+    context.take_back_log(lines)
+    assert [text for text, _level in context.drain_log()] == ["one", "two", "three"]
