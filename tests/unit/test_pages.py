@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp import tasks
@@ -128,6 +130,16 @@ def test_the_task_page_refreshes_until_the_end(client_of, superuser, one_of_each
     assert b"<html" not in running.content
     # Numbers of processes are no amounts: no thousands separator.
     assert b"12345" in running.content
+
+
+def test_a_running_task_says_how_long_it_will_take_once_it_can_be_told(client_of, superuser, one_of_each):
+    record, client = one_of_each["Working"], client_of(superuser)
+    assert " left" not in client.get(page_of(record), headers=HTMX).content.decode()
+    ActiveTask.objects.filter(task_name=record.task_name).update(started_at=timezone.now() - timedelta(seconds=90))
+    # Three of four steps took 90 seconds.
+    page = client.get(page_of(record), headers=HTMX).content.decode()
+    assert "about 30 s left" in page
+    assert "under 1 s ago" in page
 
 
 def test_a_failure_is_a_page_with_its_traceback(client_of, superuser, one_of_each):
