@@ -13,7 +13,6 @@ from django.utils import timezone
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from powercrud_dashboard.progress import Progress, newest
 
-
 #: A task's first seconds say little about its pace.
 TOO_EARLY_TO_TELL = timedelta(seconds=3)
 
