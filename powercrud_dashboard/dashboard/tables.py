@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
 from django.db.models import F, QuerySet
+from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 
@@ -133,6 +135,12 @@ class LockTable(tables.Table):  # type: ignore[misc]
 
     def render_release(self, record: ConflictLock) -> str:
         return link(self.release_url(record), gettext("Release")) if self.release_url else ""
+
+
+def show_page(table: tables.Table, request: HttpRequest) -> None:
+    """Sort the table and cut it to the page that the address asks for, without counting all rows."""
+    page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": tables.LazyPaginator}
+    tables.RequestConfig(request, paginate=page).configure(table)
 
 
 def link(url: str, text: str) -> str:

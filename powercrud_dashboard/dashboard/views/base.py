@@ -13,11 +13,12 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views import View
-from django.views.generic.base import ContextMixin
+from django.views.generic.base import ContextMixin, TemplateResponseMixin
 from django_htmx.middleware import HtmxDetails
 
 from powercrud_dashboard import access
 from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models import TaskRecord
 
 
@@ -79,6 +80,25 @@ class DashboardView(AccessMixin, ContextMixin, View):
         """Whether htmx asks for the moving part of a page only."""
         details = HtmxDetails(self.request)
         return bool(details) and not details.boosted and not details.history_restore_request
+
+
+class RefreshingPageView(TemplateResponseMixin, DashboardView):
+    """Base of a page whose moving part fetches itself again: htmx gets that part only, at the same address."""
+
+    partial_template_name = ""
+
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self.render_to_response(self.get_context_data())
+
+    def get_template_names(self) -> list[str]:
+        return [self.partial_template_name if self.is_partial_request else str(self.template_name)]
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return super().get_context_data(
+            refresh_url=self.request.get_full_path(),
+            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
+            **kwargs,
+        )
 
 
 class TaskActionView(DashboardView):

@@ -4,14 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Min
-from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
-from django.views.generic.base import TemplateResponseMixin
 
 from powercrud_dashboard import queueing
-from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard.views.base import DashboardView
+from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 
 
@@ -31,19 +28,13 @@ class ClusterRow:
     uptime: Any
 
 
-class ClusterView(TemplateResponseMixin, DashboardView):
+class ClusterView(RefreshingPageView):
     """Clusters and workers, queues and schedules, for who may view tasks."""
 
     page_name = "cluster"
     required_permission = "view_taskrecord"
     template_name = "powercrud_dashboard/cluster/page.html"
     partial_template_name = "powercrud_dashboard/cluster/_cluster.html"
-
-    def get(self, request: HttpRequest) -> HttpResponse:
-        return self.render_to_response(self.get_context_data())
-
-    def get_template_names(self) -> list[str]:
-        return [self.partial_template_name if self.is_partial_request else self.template_name]
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         oldest = ActiveTask.objects.pending().aggregate(oldest=Min("created_at"))["oldest"]
@@ -54,8 +45,6 @@ class ClusterView(TemplateResponseMixin, DashboardView):
             queues=queueing.queue_states(),
             oldest_age=timezone.now() - oldest if oldest else None,
             schedules=queueing.schedules(),
-            refresh_url=self.request.get_full_path(),
-            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
             **kwargs,
         )
 

@@ -3,32 +3,22 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext_lazy as _
-from django.views.generic.base import TemplateResponseMixin
-from django_tables2 import LazyPaginator, RequestConfig
 
 from powercrud_dashboard import access
-from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.objects import object_url
-from powercrud_dashboard.dashboard.tables import LockTable
-from powercrud_dashboard.dashboard.views.base import DashboardView
+from powercrud_dashboard.dashboard.tables import LockTable, show_page
+from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 
 
-class LockListView(TemplateResponseMixin, DashboardView):
+class LockListView(RefreshingPageView):
     """Who holds what since when, for who may view locks."""
 
     page_name = "locks"
     required_permission = "view_conflictlock"
     template_name = "powercrud_dashboard/locks/page.html"
     partial_template_name = "powercrud_dashboard/locks/_list.html"
-
-    def get(self, request: HttpRequest) -> HttpResponse:
-        return self.render_to_response(self.get_context_data())
-
-    def get_template_names(self) -> list[str]:
-        return [self.partial_template_name if self.is_partial_request else self.template_name]
 
     def get_queryset(self) -> QuerySet[ConflictLock]:
         locks: QuerySet[ConflictLock] = ConflictLock.objects.select_related("active_task")
@@ -46,8 +36,6 @@ class LockListView(TemplateResponseMixin, DashboardView):
             title=_("Locks"),
             table=self._table(),
             search=self.request.GET.get("q", ""),
-            refresh_url=self.request.get_full_path(),
-            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
             **kwargs,
         )
 
@@ -60,8 +48,7 @@ class LockListView(TemplateResponseMixin, DashboardView):
             object_url=lambda lock: object_url(self.admin_site, self.request, lock.model_label, lock.object_id),
             release_url=self._release_url if access.may_release_locks(self.request.user) else None,
         )
-        page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": LazyPaginator}
-        RequestConfig(self.request, paginate=page).configure(table)
+        show_page(table, self.request)
         names = {row.record.active_task.task_name for row in table.page.object_list}
         visible = TaskRecord.objects.visible_to(self.request.user).filter(task_name__in=names)
         holder_urls.update((name, self.url("change", pk)) for name, pk in visible.values_list("task_name", "pk"))

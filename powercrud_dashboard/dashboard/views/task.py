@@ -5,13 +5,11 @@ from typing import Any
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
-from django.views.generic.base import TemplateResponseMixin
 from django_htmx.http import HTMX_STOP_POLLING
 
 from powercrud_dashboard import access
-from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.live import live_tasks
-from powercrud_dashboard.dashboard.views.base import DashboardView
+from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskRecord
 
 #: Events and objects shown at once; the page says how many there are beyond.
@@ -19,7 +17,7 @@ SHOWN_EVENTS = 200
 SHOWN_OBJECTS = 100
 
 
-class TaskView(TemplateResponseMixin, DashboardView):
+class TaskView(RefreshingPageView):
     """Everything about one task; refreshes itself until the task has ended."""
 
     page_name = "changelist"
@@ -36,9 +34,6 @@ class TaskView(TemplateResponseMixin, DashboardView):
         self.record = record
         return self.render_to_response(self.get_context_data(), status=status)
 
-    def get_template_names(self) -> list[str]:
-        return [self.partial_template_name if self.is_partial_request else self.template_name]
-
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         user, record = self.request.user, self.record
         visible = TaskRecord.objects.visible_to(user)
@@ -54,10 +49,8 @@ class TaskView(TemplateResponseMixin, DashboardView):
             objects_beyond=max(0, record.affected_count - SHOWN_OBJECTS),
             originals=self._linked(visible.filter(retries=record)),
             retries=self._linked(visible.filter(retry_of=record)),
-            task_url=self.request.get_full_path(),
             retry_url=self.url("retry", record.pk) if access.may_retry(user, record) else "",
             cancel_url=self.url("cancel", record.pk) if access.may_cancel(user, record) else "",
-            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
             **kwargs,
         )
 

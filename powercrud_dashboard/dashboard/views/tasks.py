@@ -4,19 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, QuerySet
-from django.http import HttpRequest, HttpResponse
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
-from django.views.generic.base import TemplateResponseMixin
-from django_tables2 import LazyPaginator, RequestConfig
 
 from powercrud_dashboard import queueing
-from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.filters import TaskFilter
 from powercrud_dashboard.dashboard.live import live_tasks
 from powercrud_dashboard.dashboard.selection import actions_for
-from powercrud_dashboard.dashboard.tables import TaskTable
-from powercrud_dashboard.dashboard.views.base import DashboardView
+from powercrud_dashboard.dashboard.tables import TaskTable, show_page
+from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskRecord, TaskStatus
 
 #: The order of the tabs, by their value in the address.
@@ -37,18 +33,12 @@ class Tab:
     is_current: bool
 
 
-class TaskListView(TemplateResponseMixin, DashboardView):
+class TaskListView(RefreshingPageView):
     """All tasks that this person may see, by status and filters; its moving part refreshes itself."""
 
     page_name = "changelist"
     template_name = "powercrud_dashboard/tasks/page.html"
     partial_template_name = "powercrud_dashboard/tasks/_list.html"
-
-    def get(self, request: HttpRequest) -> HttpResponse:
-        return self.render_to_response(self.get_context_data())
-
-    def get_template_names(self) -> list[str]:
-        return [self.partial_template_name if self.is_partial_request else self.template_name]
 
     @property
     def status(self) -> str:
@@ -78,8 +68,6 @@ class TaskListView(TemplateResponseMixin, DashboardView):
             bulk_url=self.url("bulk"),
             matching_count=next(tab.count for tab in tabs if tab.is_current),
             no_cluster_runs=queueing.no_cluster_runs(),
-            refresh_url=self.request.get_full_path(),
-            refresh_interval=app_settings.DASHBOARD_REFRESH_INTERVAL,
             **kwargs,
         )
 
@@ -97,7 +85,6 @@ class TaskListView(TemplateResponseMixin, DashboardView):
             is_selectable=is_selectable,
             request=self.request,
         )
-        page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": LazyPaginator}
-        RequestConfig(self.request, paginate=page).configure(table)
+        show_page(table, self.request)
         live.update(live_tasks(row.record for row in table.page.object_list))
         return table
