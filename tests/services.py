@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 #: Set where a missing program is a failure and not a reason to skip.
@@ -62,12 +63,21 @@ def postgresql(socket_dir: Path) -> Iterator[None]:
         options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
         server = subprocess.Popen([postgres, "-D", data, "-k", socket_dir, *options], **run)
         try:
-            wait_until((socket_dir / ".s.PGSQL.5432").exists, "PostgreSQL listens")
+            wait_until(lambda: _takes_connections(socket_dir), "PostgreSQL takes connections")
             yield
         finally:
             # SIGINT: disconnect everybody and stop.
             server.send_signal(2)
             server.wait(DEADLINE)
+
+
+def _takes_connections(socket_dir: Path) -> bool:
+    """Whether the server is past its start, at which it listens already and refuses everybody."""
+    try:
+        psycopg.connect(host=str(socket_dir), user="postgres", dbname="postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @contextmanager
