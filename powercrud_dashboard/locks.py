@@ -122,6 +122,8 @@ def _insert_missing(keys: LockKeys, held: list[ConflictLock], holder: ActiveTask
         for label, object_id in wanted
         if (label, object_id) not in there
     ]
+    if not missing:
+        return True
     try:
         with transaction.atomic(using=coordination_db()):
             ConflictLock.objects.bulk_create(missing)
