@@ -49,6 +49,12 @@ def test_a_queued_task_is_recorded_before_anything_runs(manager, superuser, reco
     assert manager.get_active_tasks() == {name}
 
 
+def test_a_launch_with_its_record_takes_few_statements(manager, django_assert_max_num_queries):
+    """Two rows of history, one of coordination and the queue entry, each part in its savepoint."""
+    with django_assert_max_num_queries(12):
+        manager.launch_async_task(ADD, 1)
+
+
 def test_without_a_subclass_no_history_is_kept():
     name = AsyncManager().launch_async_task(ADD, 1)
     assert ActiveTask.objects.get(task_name=name).manager_class == "powercrud_dashboard.async_manager.AsyncManager"
