@@ -13,7 +13,7 @@ from django.http import QueryDict
 from django.utils.translation import gettext_lazy as _
 from django_filters.widgets import DateRangeWidget
 
-from powercrud_dashboard.models import TaskObject, TaskRecord
+from powercrud_dashboard.models import TaskObject, TaskRecord, TaskStatus
 
 #: What free text is looked for in.
 SEARCHED = ("label", "func", "message", "error", "task_name")
@@ -125,3 +125,10 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             else:
                 labels[name] = item.label
         return labels
+
+
+def matching_records(parameters: QueryDict, visible: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:
+    """Return those of the records that the list at this address shows: tab and filters."""
+    matching = TaskFilter(parameters, queryset=visible).found
+    status = parameters.get("status", "")
+    return matching.filter(status=status) if status in TaskStatus.values else matching

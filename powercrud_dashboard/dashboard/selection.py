@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard import access
-from powercrud_dashboard.dashboard.filters import TaskFilter
-from powercrud_dashboard.models import TaskRecord, TaskStatus
+from powercrud_dashboard.dashboard.filters import matching_records
+from powercrud_dashboard.models import TaskRecord
 
 if TYPE_CHECKING:
     from powercrud_dashboard.access import Person
@@ -96,9 +96,6 @@ def _chosen(data: QueryDict, user: Person) -> QuerySet[TaskRecord]:
     if not data.get("all"):
         return visible.filter(pk__in=[pk for pk in data.getlist("selected") if pk.isdecimal()])
     # The same filter as the list's, so that "all" are those which the person has seen.
-    parameters = QueryDict(data.get("filter", ""))
     if (up_to := data.get("up_to", "")).isdecimal():
         visible = visible.filter(pk__lte=up_to)
-    matching = TaskFilter(parameters, queryset=visible).found
-    status = parameters.get("status", "")
-    return matching.filter(status=status) if status in TaskStatus.values else matching
+    return matching_records(QueryDict(data.get("filter", "")), visible)

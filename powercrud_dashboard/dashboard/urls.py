@@ -9,6 +9,7 @@ from django.urls import URLPattern, path
 from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
+from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.locks import LockListView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
@@ -32,6 +33,7 @@ def dashboard_urls(
     pages = [
         ("", TaskListView, "changelist"),
         ("bulk/", BulkActionView, "bulk"),
+        ("export/<str:file_format>/", ExportView, "export"),
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),

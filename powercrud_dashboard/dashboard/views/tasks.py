@@ -66,6 +66,7 @@ class TaskListView(RefreshingPageView):
             status=self.status,
             bulk_actions=actions,
             bulk_url=self.url("bulk"),
+            exports=[(name, self.url("export", name)) for name in ("csv", "json")],
             matching_count=next(tab.count for tab in tabs if tab.is_current),
             no_cluster_runs=queueing.no_cluster_runs(),
             **kwargs,
