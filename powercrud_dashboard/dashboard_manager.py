@@ -16,7 +16,7 @@ from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models import FailureReason, TaskEvent, TaskObject, TaskRecord
 from powercrud_dashboard.models.history import Outcome
-from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text
+from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text, describe
 
 __all__ = ["DashboardAsyncManager"]
 
@@ -216,7 +216,7 @@ def to_json(value: Any) -> Any:
             # PostgreSQL's jsonb takes neither NUL characters nor halves of surrogate pairs.
             return json.loads(clean_text(text.replace("\\u0000", "\N{REPLACEMENT CHARACTER}"), LONG))
     except (TypeError, ValueError, RecursionError):
-        text = repr(value)
+        return describe(value, MESSAGE)
     return clean_text(text, MESSAGE)
 
 
@@ -227,4 +227,4 @@ class _DescribingEncoder(DjangoJSONEncoder):
         except TypeError:
             if isinstance(o, set | frozenset):
                 return sorted(o, key=str)
-            return clean_text(repr(o), MESSAGE)
+            return describe(o, MESSAGE)

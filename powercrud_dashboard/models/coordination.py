@@ -63,6 +63,11 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         """Make a lost worker's task this worker's, unless it has shown life since it was read."""
         return self._claim(self.still_silent(lost), host=host, pid=pid)
 
+    def claimed_by(self, *, host: str, pid: int, within: float) -> ActiveTaskQuerySet:
+        """Running tasks that this worker has claimed in the last so many seconds."""
+        since = Now() - timedelta(seconds=within)
+        return self.running().filter(worker_host=host, worker_pid=pid, started_at__gte=since)
+
     def still_silent(self, lost: ActiveTask) -> ActiveTaskQuerySet:
         """The row of a task that looked lost, as long as no heartbeat came after the one that was read."""
         # Not "equal": SQLite keeps the milliseconds of its own clock, and Django asks in microseconds.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 #: Marks the place where a text was cut.
 CUT_MARK = " … (cut)"
 
@@ -13,7 +15,33 @@ def clean_text(value: object, limit: int) -> str:
 
     NUL characters and halves of surrogate pairs are replaced.
     """
-    text = str(value).replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return _clean(_printed(value, str), limit)
+
+
+def describe(value: object, limit: int) -> str:
+    """Return the ``repr`` of ``value`` in the same way."""
+    return _clean(_printed(value, repr), limit)
+
+
+def is_printable(value: object) -> bool:
+    """Return whether ``str(value)`` works."""
+    try:
+        str(value)
+    except Exception:
+        return False
+    return True
+
+
+def _printed(value: object, how: Callable[[object], str]) -> str:
+    try:
+        return how(value)
+    except Exception as error:
+        # The code of others: an error that can't be printed must not hide that there was one.
+        return f"<{type(value).__qualname__} that can't be printed: {type(error).__name__}>"
+
+
+def _clean(text: str, limit: int) -> str:
+    text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode("utf-8")
     if len(text) <= limit:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 from django.db import Error as DjangoDatabaseError
@@ -27,7 +28,7 @@ from powercrud_dashboard.exceptions import TaskCancelled
 from powercrud_dashboard.liveness import is_lost, this_worker
 from powercrud_dashboard.models import ActiveTask, FailureReason
 from powercrud_dashboard.models.coordination import coordination_db, write_transaction
-from powercrud_dashboard.models.text import LONG, SHORT, clean_text
+from powercrud_dashboard.models.text import LONG, SHORT, clean_text, describe, is_printable
 from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.signals import task_started
 from powercrud_dashboard.worker.cancellation import Interruption
@@ -104,8 +105,9 @@ class TaskCall:
         The function's own errors are recorded, then raised for django-q2 to see.
         """
         manager = import_string(MANAGER).resolve_manager(self.manager_class, self.manager_config)
+        tries = count(1)
         try:
-            active = self._persist(lambda: claim(manager, self.task_name))
+            active = self._persist(lambda: claim(manager, self.task_name, is_repeated=next(tries) > 1))
         except DjangoDatabaseError:
             logger.exception("Task %s could not be claimed", self.task_name)
             return NotRun(acknowledged=False)
@@ -228,13 +230,20 @@ class TaskCall:
         return operation()
 
 
-def claim(manager: lifecycle.LifecycleManager, task_name: str) -> ActiveTask | None:
-    """Make the task this process's, if it is queued or its worker was lost; else return None."""
+def claim(manager: lifecycle.LifecycleManager, task_name: str, *, is_repeated: bool = False) -> ActiveTask | None:
+    """Make the task this process's, if it is queued or its worker was lost; else return None.
+
+    ``is_repeated`` says that the database was asked just now and did not answer: it may have
+    granted the claim all the same.
+    """
     host, pid = this_worker()
     with write_transaction():
         tasks = ActiveTask.objects.all()
         if not tasks.claim_pending(task_name, host=host, pid=pid):
             running = ActiveTask.objects.running().filter(task_name=task_name).first()
+            just_now = ActiveTask.objects.all().claimed_by(host=host, pid=pid, within=2 * sum(DATABASE_RETRY_DELAYS))
+            if is_repeated and running is not None and just_now.filter(pk=running.pk).exists():
+                return running
             if running is None or not is_lost(running) or not tasks.take_over(running, host=host, pid=pid):
                 return None
         active = ActiveTask.objects.running().get(task_name=task_name)
@@ -266,10 +275,13 @@ def _failure(error: BaseException, reason: FailureReason) -> dict[str, Any]:
 
 
 def _for_django_q(error: BaseException, path: str) -> BaseException:
-    """Return what to raise in django-q2's worker, which only survives an Exception and its own time limit."""
-    if isinstance(error, Exception | TimeoutException):
+    """Return what to raise in django-q2's worker.
+
+    It survives only an Exception that can be printed, and its own time limit.
+    """
+    if isinstance(error, Exception | TimeoutException) and is_printable(error):
         return error
-    stopped = TaskStopped(f"{path} was stopped by {type(error).__name__}: {error}")
+    stopped = TaskStopped(f"{path} was stopped by {type(error).__name__}: {clean_text(error, LONG)}")
     stopped.__cause__ = error
     return stopped
 
@@ -280,5 +292,5 @@ def _picklable(result: Any, context: TaskContext) -> Any:
         pickle.dumps(result)
     except Exception as error:
         context.log(f"The result can't be pickled ({error}); its description is kept instead.", "warning")
-        return clean_text(repr(result), LONG)
+        return describe(result, LONG)
     return result

@@ -16,7 +16,7 @@ from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.launching import COMPLETION_HOOK
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.worker import task as worker_task
-from powercrud_dashboard.worker.task import NotRun
+from powercrud_dashboard.worker.task import NotRun, TaskStopped
 from tests.testapp import tasks
 
 ADD = "tests.testapp.tasks.add"
@@ -127,13 +127,55 @@ def test_a_task_that_ends_after_it_was_given_up_is_recorded_as_what_it_was(manag
 def test_a_claim_that_the_database_refuses_is_left_to_the_next_delivery(manager, record_of, monkeypatch):
     name = manager.launch_async_task(ADD, 1)
 
-    def claim(*args: object) -> None:
+    def claim(*args: object, **kwargs: object) -> None:
         raise OperationalError("the server closed the connection")
 
     monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.0,))
     monkeypatch.setattr(worker_task, "claim", claim)
     assert deliver() == NotRun(acknowledged=False)
     assert record_of(name).status == "pending"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_whose_confirmation_was_lost_is_not_left_lying(manager, record_of, monkeypatch):
+    """The connection broke after the commit: nobody else will run the task."""
+    name = manager.launch_async_task(ADD, 1)
+    original, answers = worker_task.claim, iter([OperationalError("the connection broke")])
+
+    def claim(*args: object, **kwargs: object) -> object:
+        granted = original(*args, **kwargs)
+        if (error := next(answers, None)) is not None:
+            raise error
+        return granted
+
+    monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.01, 1.0))
+    monkeypatch.setattr(worker_task, "claim", claim)
+    assert deliver() == 1
+    assert record_of(name).status == "success"
+    assert record_of(name).attempts == 1
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even that")
+
+    __repr__ = __str__
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_error_that_can_not_be_printed_is_recorded(manager, record_of, monkeypatch):
+    def raise_it(*args: object, **kwargs: object) -> None:
+        raise Unprintable
+
+    name = manager.launch_async_task(tasks.add, 1, conflict_ids=ONE)
+    monkeypatch.setattr(tasks, "add", raise_it)
+    # django-q2's worker prints what it catches, and would die of this one.
+    with pytest.raises(TaskStopped, match="was stopped by Unprintable"):
+        deliver()
+    record = record_of(name)
+    assert (record.status, record.exception_class) == ("failed", f"{__name__}.Unprintable")
+    assert "can't be printed" in record.error
+    assert not ConflictLock.objects.exists()
 
 
 @pytest.mark.django_db
