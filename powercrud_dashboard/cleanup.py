@@ -70,13 +70,20 @@ class Cleanup:
         return self._summary
 
     def _give_up(self, active: ActiveTask, reason: FailureReason, words: str) -> None:
-        found = self._describe(active.locks.count(), words)
+        found = self._describe(active, words)
         if self._dry_run or give_up(self._manager_of(active.manager_class), active, reason):
             self._summary.cleaned[active.task_name] = found
 
     @staticmethod
-    def _describe(locks: int, words: str, records: int = 1) -> dict[str, Any]:
-        return {"reason": words, "conflict_lock_keys": locks, "progress_entries": 1, "dashboard_records": records}
+    def _describe(active: ActiveTask, words: str) -> dict[str, Any]:
+        """Count what belongs to a task or reservation, before it is ended."""
+        has_progress = bool(active.progress_message) or active.progress_current is not None
+        return {
+            "reason": words,
+            "conflict_lock_keys": active.locks.count(),
+            "progress_entries": int(has_progress),
+            "dashboard_records": TaskRecord.objects.filter(task_name=active.task_name).count(),
+        }
 
     def _never_sent(self) -> Iterator[ActiveTask]:
         """Tasks whose process died between the commit and the broker."""
@@ -99,7 +106,7 @@ class Cleanup:
 
     def _expire_reservations(self) -> None:
         for reservation in ActiveTask.objects.expired_reservations():
-            found = self._describe(reservation.locks.count(), "reservation expired", records=0)
+            found = self._describe(reservation, "reservation expired")
             if not self._dry_run:
                 with write_transaction():
                     ActiveTask.objects.all().end(reservation)
@@ -110,7 +117,12 @@ class Cleanup:
         for record in TaskRecord.objects.abandoned(RECORDING_MAY_TAKE):
             if not self._dry_run:
                 self._close(record)
-            self._summary.cleaned[record.task_name] = self._describe(0, "record without a task")
+            self._summary.cleaned[record.task_name] = {
+                "reason": "record without a task",
+                "conflict_lock_keys": 0,
+                "progress_entries": 0,
+                "dashboard_records": 1,
+            }
 
     def _close(self, record: TaskRecord) -> None:
         manager = self._manager_of(record.manager_class)

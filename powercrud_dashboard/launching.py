@@ -224,8 +224,13 @@ def _enqueue_in_transaction(
     except Exception as error:
         _could_not_queue(manager, active, error)
         return error
-    ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
+    _note_sent(active, receipt)
     return None
+
+
+def _note_sent(active: ActiveTask, receipt: str) -> None:
+    # A worker may be at the task already, or through with it: then nothing is there to note.
+    ActiveTask.objects.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now())
 
 
 def _check_name(what: str, name: str) -> None:
@@ -259,11 +264,11 @@ def _run_here(manager: LaunchingManager, active: ActiveTask, run: Callable[[], s
 def _send(manager: LaunchingManager, active: ActiveTask, enqueue: Callable[[], str]) -> None:
     """Hand a committed task to a broker elsewhere."""
     try:
-        enqueue()
+        receipt = enqueue()
     except Exception as error:
         _could_not_queue(manager, active, error)
         raise EnqueueError(active.task_name, f"{type(error).__name__}: {error}") from error
-    ActiveTask.objects.pending().filter(pk=active.pk).update(sent_at=timezone.now())
+    _note_sent(active, receipt)
 
 
 def _could_not_queue(manager: LaunchingManager, active: ActiveTask, error: Exception) -> None:

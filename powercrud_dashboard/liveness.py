@@ -43,5 +43,6 @@ def _process_exists(pid: int | None) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
+        # It is there, and another user's.
         return True
     return True

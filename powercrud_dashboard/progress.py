@@ -59,8 +59,10 @@ class Progress:
 
 def write(task_name: str, progress: Progress) -> bool:
     """Write progress at once. Return whether the task is there to have any."""
-    write_fast_lane(task_name, progress)
-    return bool(ActiveTask.objects.filter(task_name=task_name).update(**progress.as_columns()))
+    written = bool(ActiveTask.objects.tasks().filter(task_name=task_name).update(**progress.as_columns()))
+    if written:
+        write_fast_lane(task_name, progress)
+    return written
 
 
 def read(task_name: str) -> Progress | None:

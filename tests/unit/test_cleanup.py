@@ -9,6 +9,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 
+from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskObject, TaskRecord
 from powercrud_dashboard.schedules import cleanup_async_artifacts
 
@@ -49,7 +50,12 @@ def test_a_silent_worker_elsewhere_is_lost(manager, launch, record_of):
     age(name, seconds=31)
     summary = manager.cleanup_completed_tasks()
     assert summary["cleaned"][name]["reason"] == "worker lost"
-    assert summary["cleaned"][name]["conflict_lock_keys"] == 1
+    assert summary["cleaned"][name] == {
+        "reason": "worker lost",
+        "conflict_lock_keys": 1,
+        "progress_entries": 0,
+        "dashboard_records": 1,
+    }
     record = record_of(name)
     assert (record.status, record.failure_reason, record.error) == ("failed", "worker_lost", "Worker lost")
     assert not ActiveTask.objects.exists()
@@ -138,6 +144,15 @@ def test_a_task_that_was_never_sent_is_found(manager, launch, record_of):
     age(name, minutes=2)
     assert manager.cleanup_completed_tasks()["cleaned"][name]["reason"] == "could not be queued"
     assert record_of(name).failure_reason == "not_queued"
+
+
+def test_what_a_plain_manager_left_is_counted_as_it_is():
+    name = AsyncManager().launch_async_task(ADD, 1)
+    AsyncManager().update_progress(name, "under way")
+    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    age(name, minutes=5)
+    found = AsyncManager().cleanup_completed_tasks()["cleaned"][name]
+    assert (found["progress_entries"], found["dashboard_records"], found["conflict_lock_keys"]) == (1, 0, 0)
 
 
 def test_expired_reservations_go(settings, manager):

@@ -4,9 +4,12 @@ import re
 from datetime import timedelta
 
 import pytest
-from django.urls import reverse
+from django.contrib import admin
+from django.contrib.admin import AdminSite
+from django.urls import path, reverse
 from django.utils import timezone
 
+from powercrud_dashboard.admin.registrations import TaskRecordAdmin
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp import tasks
 
@@ -156,6 +159,31 @@ def test_secrets_in_arguments_are_masked(client_of, superuser, manager, record_o
     page = client_of(superuser).get(page_of(record)).content.decode()
     assert "hunter" not in page
     assert "shown" in page
+
+
+def test_objects_that_are_not_shown_are_counted(client_of, superuser, manager, record_of):
+    ids = {"testapp.Project": range(1, 201)}
+    described = record_of(manager.launch_async_task(ADD, 1, conflict_ids=ids, affected_objects=["a", "b", "c"]))
+    assert "and 197 more" in client_of(superuser).get(page_of(described)).content.decode()
+    manager.cancel_task(described.task_name)
+    locked = record_of(manager.launch_async_task(ADD, 1, conflict_ids=ids))
+    assert "and 100 more" in client_of(superuser).get(page_of(locked)).content.decode()
+
+
+own_site = AdminSite(name="staff")
+own_site.register(TaskRecord, TaskRecordAdmin)
+urlpatterns = [path("admin/", admin.site.urls), path("staff/", own_site.urls)]
+
+
+@pytest.mark.urls(__name__)
+def test_in_an_admin_site_of_ones_own_every_link_stays_there(client_of, superuser, one_of_each):
+    client = client_of(superuser)
+    page = client.get("/staff/powercrud_dashboard/taskrecord/").content.decode()
+    assert 'href="/staff/"' in page
+    assert f'href="/staff/powercrud_dashboard/taskrecord/{one_of_each["Done"].pk}/change/"' in page
+    assert 'href="/admin/' not in page
+    retried = client.post(f"/staff/powercrud_dashboard/taskrecord/{one_of_each['Failing'].pk}/retry/")
+    assert retried["Location"].startswith("/staff/")
 
 
 def test_who_may_not_see_a_task_does_not_find_it(client_of, make_user, manager, record_of):

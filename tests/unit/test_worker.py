@@ -10,7 +10,7 @@ from django.utils import timezone
 from django_q.brokers.orm import ORM
 from django_q.models import OrmQ, Task
 
-from powercrud_dashboard import lifecycle
+from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.async_context import TaskContext
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.launching import COMPLETION_HOOK
@@ -176,6 +176,19 @@ def test_an_error_that_can_not_be_printed_is_recorded(manager, record_of, monkey
     assert (record.status, record.exception_class) == ("failed", f"{__name__}.Unprintable")
     assert "can't be printed" in record.error
     assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_queue_in_another_database_tells_its_receipts_too(manager, record_of, monkeypatch, settings):
+    """Then the entry is sent after the commit, and cleanup still knows what the queue has lost."""
+    settings.POWERCRUD_SETTINGS = {"CLEANUP_GRACE_PERIOD": 0}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(queueing, "broker_database", lambda: "another")
+        name = manager.launch_async_task(ADD, 1)
+    assert ActiveTask.objects.get().queue_receipt == str(OrmQ.objects.get().pk)
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    OrmQ.objects.all().delete()
+    assert manager.cleanup_completed_tasks()["cleaned"][name]["reason"] == "lost in the queue"
 
 
 @pytest.mark.django_db

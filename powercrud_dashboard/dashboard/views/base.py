@@ -37,9 +37,10 @@ class DashboardView(AccessMixin, ContextMixin, View):
     page_name = ""
     #: Codename of the permission without which the page is refused.
     required_permission = ""
-    login_url = "admin:login"
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        # What the admin's own templates link to: this site, not the default one.
+        request.current_app = self.admin_site.name
         if not (request.user.is_active and request.user.is_staff):
             return self.handle_no_permission()
         if self.required_permission and not access.has_permission(request.user, self.required_permission):
@@ -53,8 +54,10 @@ class DashboardView(AccessMixin, ContextMixin, View):
         return reverse(f"{namespace}:powercrud_dashboard_taskrecord_{name}", args=args)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        # A refresh replaces a part within the frame, which costs permission checks for each model to build.
+        frame = {} if self.is_partial_request else self.admin_site.each_context(self.request)
         return {
-            **self.admin_site.each_context(self.request),
+            **frame,
             "opts": TaskRecord._meta,
             "list_url": self.url("changelist"),
             "pages": self._pages(),

@@ -56,8 +56,9 @@ class BulkActionView(TemplateResponseMixin, DashboardView):
         return self.render_to_response(context)
 
     def _do(self, selection: Selection) -> None:
+        refused: list[tuple[TaskRecord, str]] = []
         if selection.action.name == "delete":
-            refused = self._delete(selection.feasible)
+            self._delete(selection.feasible)
         else:
             act = self._retry if selection.action.name == "retry" else self._cancel
             refused = [(record, reason) for record in selection.feasible if (reason := act(record))]
@@ -87,12 +88,11 @@ class BulkActionView(TemplateResponseMixin, DashboardView):
             return ""
         return _("has ended already, or is being cancelled")
 
-    def _delete(self, records: list[TaskRecord]) -> list[tuple[TaskRecord, str]]:
-        """Delete them all; none is refused. The admin's log keeps who did it, as the records can't."""
+    def _delete(self, records: list[TaskRecord]) -> None:
+        """Delete them all. The admin's log keeps who did it, as the records can't."""
         if records:
             LogEntry.objects.log_actions(self.request.user.pk, records, DELETION)  # type: ignore[arg-type]
             cleanup.delete_records([record.pk for record in records])
-        return []
 
     def _back(self) -> HttpResponse:
         return redirect(self._back_url())

@@ -37,6 +37,7 @@ class TaskView(RefreshingPageView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         user, record = self.request.user, self.record
         visible = TaskRecord.objects.visible_to(user)
+        objects = record.affected_objects[:SHOWN_OBJECTS] or list(record.objects_worked_on.all()[:SHOWN_OBJECTS])
         live = live_tasks([record]).get(record.task_name)
         events = record.events.order_by("-timestamp", "-pk")[: SHOWN_EVENTS + 1]
         return super().get_context_data(
@@ -45,8 +46,8 @@ class TaskView(RefreshingPageView):
             live=live,
             events=list(reversed(events[:SHOWN_EVENTS])),
             has_earlier_events=len(events) > SHOWN_EVENTS,
-            objects=record.objects_worked_on.all()[:SHOWN_OBJECTS],
-            objects_beyond=max(0, record.affected_count - SHOWN_OBJECTS),
+            objects=objects,
+            objects_beyond=max(0, record.affected_count - len(objects)),
             originals=self._linked(visible.filter(retries=record)),
             retries=self._linked(visible.filter(retry_of=record)),
             retry_url=self.url("retry", record.pk) if access.may_retry(user, record) else "",
