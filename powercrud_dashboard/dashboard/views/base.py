@@ -39,8 +39,6 @@ class DashboardView(AccessMixin, ContextMixin, View):
     required_permission = ""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        # What the admin's own templates link to: this site, not the default one.
-        request.current_app = self.admin_site.name
         if not (request.user.is_active and request.user.is_staff):
             return self.handle_no_permission()
         if self.required_permission and not access.has_permission(request.user, self.required_permission):
