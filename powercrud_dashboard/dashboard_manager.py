@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models import FailureReason, TaskEvent, TaskObject, TaskRecord
 from powercrud_dashboard.models.history import Outcome
-from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text, describe
+from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text, describe, message_pattern
 
 __all__ = ["DashboardAsyncManager"]
 
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 #: Events that a task can produce without limit, so that they are.
 LIMITED_EVENTS = ("progress", "log")
+
+#: Objects that a row of the task list names.
+SHOWN_IN_LISTS = 3
 
 
 class DashboardAsyncManager(AsyncManager):
@@ -113,6 +116,7 @@ def add_event(
 #: Facts of an event that the timeline keeps beside its message.
 _KEPT_DETAILS = (
     "attempt",
+    "changed_arguments",
     "conflict_lock_keys",
     "current",
     "exception_class",
@@ -132,7 +136,8 @@ def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
     affected = payload.get("affected_objects") or []
     conflict_ids = payload.get("conflict_ids") or {}
     locked = sum(len(ids) for ids in conflict_ids.values())
-    original = payload.get("retry_of")
+    texts = payload.get("object_texts") or {}
+    original = _original(payload.get("retry_of"))
     record = TaskRecord.objects.create(
         task_name=task_name,
         label=payload.get("label") or payload.get("func") or task_name,
@@ -141,18 +146,41 @@ def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
         user_label=clean_text(user, SHORT) if user else "",
         affected_objects=[clean_text(item, SHORT) for item in islice(affected, limit)],
         affected_count=max(len(affected), locked),
+        first_objects=_first_objects(affected, conflict_ids, texts),
+        model_labels=" ".join(conflict_ids),
         conflict_ids=_first_keys(conflict_ids, limit),
         task_args=[to_json(value) for value in payload.get("task_args", ())],
         task_kwargs={name: to_json(value) for name, value in payload.get("task_kwargs", {}).items()},
         payload=payload.get("payload") or "",
-        retry_of=TaskRecord.objects.filter(task_name=original).first() if original else None,
+        retry_of=original,
+        first_try_id=(original.first_try_id or original.pk) if original else None,
         group=payload.get("group") or "",
         cluster=payload.get("cluster") or "",
         manager_class=payload.get("manager_class") or "",
     )
-    keys = ((label, object_id) for label, ids in conflict_ids.items() for object_id in ids)
-    TaskObject.objects.create_for(record, islice(keys, limit))
+    TaskObject.objects.create_for(record, islice(_keys(conflict_ids), limit), texts)
     return True
+
+
+def _original(task_name: str | None) -> TaskRecord | None:
+    """Return the record of the task that is being retried, without its wide columns."""
+    if not task_name:
+        return None
+    return TaskRecord.objects.filter(task_name=task_name).only("pk", "first_try").first()
+
+
+def _keys(conflict_ids: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    return ((label, object_id) for label, ids in conflict_ids.items() for object_id in ids)
+
+
+def _first_objects(
+    affected: Sequence[str], conflict_ids: Mapping[str, list[str]], texts: Mapping[tuple[str, str], str]
+) -> list[dict[str, str]]:
+    """Return the first objects in the order of their descriptions, as far as it is known which is which."""
+    if texts or not affected:
+        shown = islice(texts or _keys(conflict_ids), SHOWN_IN_LISTS)
+        return [{"model": key[0], "id": key[1], "text": texts.get(key, "")} for key in shown]
+    return [{"model": "", "id": "", "text": clean_text(item, SHORT)} for item in affected[:SHOWN_IN_LISTS]]
 
 
 def _first_keys(conflict_ids: Mapping[str, list[str]], limit: int) -> dict[str, list[str]]:
@@ -177,10 +205,12 @@ def _complete(task_name: str, payload: Mapping[str, Any]) -> bool:
 
 
 def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
+    error = clean_text(payload.get("error") or payload.get("result") or "", LONG)
     return TaskRecord.objects.all().record_failure(
         task_name,
         reason=payload.get("reason") or FailureReason.ERROR,
-        error=clean_text(payload.get("error") or payload.get("result") or "", LONG),
+        error=error,
+        error_pattern=message_pattern(payload.get("exception_class") or "", error, SHORT),
         exception_class=clean_text(payload.get("exception_class") or "", SHORT),
         traceback=clean_text(payload.get("traceback") or "", LONG),
         **_last_progress(payload),

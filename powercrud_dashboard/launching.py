@@ -48,6 +48,8 @@ class Launch:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     conflict_ids: locks.ConflictIds | None = None
     affected_objects: Iterable[Any] | None = None
+    #: What the objects are called, by (model label, key), where ``affected_objects`` are words only.
+    object_texts: Mapping[tuple[str, str], str] | None = None
     user: Any = None
     task_name: str | None = None
     label: str | None = None
@@ -69,6 +71,7 @@ class _Plan:
     user: Any
     keys: locks.LockKeys
     affected: list[str]
+    object_texts: Mapping[tuple[str, str], str]
     group: str
     cluster: str
     sync: bool
@@ -117,7 +120,8 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
     task_name = request.task_name or str(uuid.uuid4())
     label = clean_text(request.label or path, SHORT)
     keys = locks.normalise(request.conflict_ids)
-    affected = _described(request.affected_objects)
+    affected, object_texts = _described(request.affected_objects)
+    object_texts = dict(request.object_texts or object_texts)
     # The same wishes may come as options, as django-q2 takes them.
     options = dict(request.q_options)
     group = request.group or options.pop("group", None) or ""
@@ -135,6 +139,7 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
             "kwargs": dict(request.kwargs),
             "conflict_ids": keys,
             "affected_objects": affected,
+            "object_texts": object_texts,
             "label": label,
             "group": group,
             "timeout": timeout,
@@ -163,7 +168,7 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
         sync=sync,
     )
     user = _person(request.user)
-    return _Plan(task_name, path, label, user, keys, affected, group, cluster, sync, payload, enqueue)
+    return _Plan(task_name, path, label, user, keys, affected, object_texts, group, cluster, sync, payload, enqueue)
 
 
 def _insert(manager: LaunchingManager, plan: _Plan, *, is_wanted_name: bool) -> ActiveTask:
@@ -203,6 +208,7 @@ def _emit_create(manager: LaunchingManager, request: Launch, plan: _Plan) -> Non
         label=plan.label,
         user=plan.user,
         affected_objects=plan.affected,
+        object_texts=plan.object_texts,
         conflict_ids=plan.keys,
         task_args=list(request.args),
         task_kwargs=dict(request.kwargs),
@@ -293,10 +299,17 @@ def _person(user: Any) -> Any:
     return user if getattr(user, "pk", None) is not None else None
 
 
-def _described(affected_objects: Iterable[Any] | None) -> list[str]:
-    """Return one line of text for each object, as many as there are."""
+def _described(affected_objects: Iterable[Any] | None) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """Return one line of text for each object, and those of model instances by (model label, key)."""
     if affected_objects is None:
-        return []
+        return [], {}
     if isinstance(affected_objects, str | models.Model):
         affected_objects = [affected_objects]
-    return [clean_text(item, SHORT) for item in affected_objects]
+    lines: list[str] = []
+    texts: dict[tuple[str, str], str] = {}
+    for item in affected_objects:
+        lines.append(clean_text(item, SHORT))
+        if isinstance(item, models.Model):
+            model = item._meta.concrete_model or type(item)
+            texts[model._meta.label_lower, str(item.pk)] = lines[-1]
+    return lines, texts

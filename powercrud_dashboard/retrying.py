@@ -40,6 +40,8 @@ def retry(manager: LaunchingManager, task_name: str, user: Any = None) -> str:
                 kwargs=package["kwargs"],
                 conflict_ids=package["conflict_ids"],
                 affected_objects=package["affected_objects"],
+                # Packages of before this was kept do without.
+                object_texts=package.get("object_texts"),
                 user=user,
                 label=package["label"],
                 group=package["group"],

@@ -131,7 +131,7 @@ def launch_action(
             action.task or RUN_ADMIN_ACTION,
             conflict_ids={label: pks},
             user=request.user,
-            affected_objects=[str(item) for item in described],
+            affected_objects=described,
             label=str(action.description),
             task_kwargs=_task_arguments(action, model_admin, request, pks),
         )

@@ -8,15 +8,31 @@ from typing import Any
 
 import django_filters
 from django import forms
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import QueryDict
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django_filters.widgets import DateRangeWidget
 
-from powercrud_dashboard.models import TaskObject, TaskRecord, TaskStatus
+from powercrud_dashboard.models import TaskObject, TaskRecord, search
 
-#: What free text is looked for in.
-SEARCHED = ("label", "func", "message", "error", "task_name")
+#: A number of seconds that every database takes: some thirty years.
+MAX_SECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """A length of time that ends now."""
+
+    label: Any
+    length: timedelta
+
+
+WINDOWS = {
+    "1h": Window(_("the last hour"), timedelta(hours=1)),
+    "24h": Window(_("the last 24 hours"), timedelta(hours=24)),
+    "7d": Window(_("the last 7 days"), timedelta(days=7)),
+}
 
 
 @dataclass(frozen=True)
@@ -40,55 +56,96 @@ class DateRangeInput(DateRangeWidget):  # type: ignore[misc]
 
 
 class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
-    """Filters of the task list; the status is chosen by the tabs."""
+    """Filters of the task list; the status is chosen by the tabs.
 
-    q = django_filters.CharFilter(label=_("Search"), method="search", widget=forms.TextInput(attrs={"type": "search"}))
-    task = django_filters.CharFilter(label=_("Task or function"), method="filter_task")
-    user = django_filters.CharFilter(label=_("Launched by"), field_name="user_label", lookup_expr="icontains")
+    Each is one that an index answers. Words are looked up in the search index, all together.
+    """
+
+    q = django_filters.CharFilter(
+        label=_("Search"), method="by_words", widget=forms.TextInput(attrs={"type": "search"})
+    )
+    task = django_filters.CharFilter(label=_("Task or function"), method="by_words")
+    user = django_filters.CharFilter(label=_("Launched by"), method="by_words")
     model = django_filters.CharFilter(
-        label=_("Model"), method="filter_object", widget=forms.TextInput(attrs={"placeholder": "app.model"})
+        label=_("Model"),
+        method="by_words",
+        widget=forms.TextInput(attrs={"placeholder": "app.model", "list": "pcrud-models"}),
     )
     object_id = django_filters.CharFilter(label=_("Object's key"), method="filter_object")
     group = django_filters.CharFilter(label=_("Group"), field_name="group", lookup_expr="exact")
     cluster = django_filters.CharFilter(label=_("Cluster"), field_name="cluster", lookup_expr="exact")
     created = django_filters.DateFromToRangeFilter(label=_("Created"), field_name="created_at", widget=DateRangeInput)
     finished = django_filters.DateFromToRangeFilter(label=_("Ended"), field_name="finished_at", widget=DateRangeInput)
-    longer_than = django_filters.NumberFilter(
-        label=_("Ran longer than (seconds)"), method="filter_duration", min_value=0
+    within = django_filters.ChoiceFilter(
+        label=_("Ended within"),
+        method="filter_within",
+        choices=[(name, window.label) for name, window in WINDOWS.items()],
+        empty_label=_("any time"),
     )
+    longer_than = django_filters.NumberFilter(
+        label=_("Ran longer than (seconds)"), method="filter_duration", min_value=0, max_value=MAX_SECONDS
+    )
+    function = django_filters.CharFilter(label=_("Function"), field_name="func", widget=forms.HiddenInput)
+    pattern = django_filters.CharFilter(label=_("Error"), field_name="error_pattern", widget=forms.HiddenInput)
 
     class Meta:
         model = TaskRecord
         fields: list[str] = []
 
-    def search(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        condition = Q()
-        for field in SEARCHED:
-            condition |= Q(**{f"{field}__icontains": value})
-        return queryset.filter(condition)
-
-    def filter_task(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        return queryset.filter(Q(label__icontains=value) | Q(func__icontains=value))
+    def by_words(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
+        """Leave it to :meth:`found`, which looks all words up at once."""
+        return queryset
 
     def filter_object(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        """Model and key are looked for together, once, when the first of them is filtered by."""
-        if name == "object_id" and self.form.cleaned_data.get("model"):
-            return queryset
-        wanted = {
-            "model_label": self.form.cleaned_data.get("model", "").lower(),
-            "object_id": self.form.cleaned_data.get("object_id", ""),
-        }
-        conditions = {field: text for field, text in wanted.items() if text}
-        return queryset.filter(Exists(TaskObject.objects.filter(record=OuterRef("pk"), **conditions)))
+        touched = TaskObject.objects.filter(object_id=value)
+        if model_label := self.form.cleaned_data.get("model"):
+            touched = touched.filter(model_label=model_label.lower())
+        return queryset.filter(pk__in=touched.values("record"))
+
+    def filter_within(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
+        return queryset.filter(finished_at__gte=timezone.now() - WINDOWS[value].length)
 
     def filter_duration(self, queryset: QuerySet[TaskRecord], name: str, value: Any) -> QuerySet[TaskRecord]:
-        return queryset.filter(finished_at__gt=F("started_at") + timedelta(seconds=float(value)))
+        return queryset.filter(run_time__gt=timedelta(seconds=float(value)))
+
+    def found(self, status: str = "", *, considered: int | None = search.CONSIDERED) -> QuerySet[TaskRecord]:
+        """Return the records of this status (all, if empty) that pass.
+
+        None do as long as a filter was filled in wrongly, rather than too many. ``considered`` bounds how many
+        records with the wanted words are looked at, where the database can't do without.
+        """
+        passed: QuerySet[TaskRecord] = self.qs
+        if not self.form.is_valid():
+            return passed.none()
+        if status:
+            passed = passed.filter(status=status)
+        wanted = self._words()
+        return search.matching(passed, wanted, status=status, considered=considered) if wanted else passed
+
+    def is_bounded(self, status: str) -> bool:
+        """Return whether :meth:`found` leaves matches out, as there are so many."""
+        wanted = self._words() if self.form.is_valid() else []
+        return bool(wanted) and search.is_bounded(wanted, status=status, using=self.qs.db)
 
     @property
-    def found(self) -> QuerySet[TaskRecord]:
-        """The records that pass; none as long as a filter was filled in wrongly, rather than too many."""
-        passed: QuerySet[TaskRecord] = self.qs
-        return passed if self.form.is_valid() else passed.none()
+    def wants_end_times(self) -> bool:
+        return any(self.data.get(name) for name in ("finished_after", "finished_before", "within"))
+
+    @property
+    def wants_run_times(self) -> bool:
+        return bool(self.data.get("longer_than"))
+
+    def _words(self) -> list[search.Words]:
+        given = self.form.cleaned_data
+        asked = {
+            "q": search.Words.of(given.get("q") or "", "task", "text"),
+            "task": search.Words.of(given.get("task") or "", "task"),
+            "user": search.Words.of(given.get("user") or "", "person"),
+            "model": search.Words.of(given.get("model") or "", "model", is_phrase=True),
+            # Not exact, but what the index can say of it.
+            "function": search.Words.of(given.get("function") or "", "task"),
+        }
+        return [words for name, words in asked.items() if given.get(name)]
 
     @property
     def has_details(self) -> bool:
@@ -98,7 +155,11 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
     def chips(self) -> list[Chip]:
         """Return the filters in force, each with the way to take it off."""
         return [
-            Chip(str(self._labels()[name]), value, f"?{self._without(name).urlencode()}")
+            Chip(
+                str(self._labels()[name]),
+                str(WINDOWS[value].label) if name == "within" and value in WINDOWS else value,
+                f"?{self._without(name).urlencode()}",
+            )
             for name, value in self._given().items()
         ]
 
@@ -111,7 +172,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
 
     def _without(self, *names: str) -> QueryDict:
         left: QueryDict = self.data.copy()
-        for name in (*names, "page"):
+        for name in (*names, "from", "before"):
             left.pop(name, None)
         return left
 
@@ -125,10 +186,3 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             else:
                 labels[name] = item.label
         return labels
-
-
-def matching_records(parameters: QueryDict, visible: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:
-    """Return those of the records that the list at this address shows: tab and filters."""
-    matching = TaskFilter(parameters, queryset=visible).found
-    status = parameters.get("status", "")
-    return matching.filter(status=status) if status in TaskStatus.values else matching

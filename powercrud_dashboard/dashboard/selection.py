@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard import access
-from powercrud_dashboard.dashboard.filters import matching_records
+from powercrud_dashboard.dashboard.listing import WIDE, Listing
 from powercrud_dashboard.models import TaskRecord
 
 if TYPE_CHECKING:
@@ -32,6 +32,16 @@ class BulkAction:
     permission: str
     #: Says why it can't be done to this record, or "".
     obstacle: Callable[[TaskRecord], str]
+
+
+@dataclass(frozen=True)
+class RowAction:
+    """A button beside one task: where it posts to, and with which value if it is one of several there."""
+
+    name: str
+    label: Any
+    url: str
+    value: str = ""
 
 
 def _not_ended(record: TaskRecord) -> str:
@@ -67,6 +77,8 @@ class Selection:
     left_out: list[tuple[TaskRecord, str]] = field(default_factory=list)
     #: Whether there are more that match than one click acts on.
     is_capped: bool = False
+    #: The keys that were chosen one by one, to be sent once more with the confirmation.
+    ticked: list[str] = field(default_factory=list)
 
     @property
     def newest_pk(self) -> int:
@@ -75,13 +87,19 @@ class Selection:
 
     @classmethod
     def from_form(cls, data: QueryDict, user: Person) -> Selection | None:
-        """Read what the list's form has sent; None if it names no known action."""
-        action = BULK_ACTIONS.get(data.get("action", ""))
+        """Read what the list's form has sent; None if it names no known action.
+
+        A button beside one row sends ``row`` as "action:key": then it is about that task, whatever is ticked.
+        """
+        row_action, __, row_key = data.get("row", "").partition(":")
+        action = BULK_ACTIONS.get(row_action or data.get("action", ""))
         if action is None:
             return None
-        selection = cls(action)
-        chosen = _chosen(data, user).defer("traceback", "result", "task_args", "task_kwargs", "conflict_ids")
-        records = list(chosen[: ACT_ON_AT_MOST + 1])
+        ticked = [row_key] if row_action else data.getlist("selected")
+        selection = cls(action, ticked=[key for key in ticked if key.isdecimal()])
+        takes_all = bool(data.get("all")) and not row_action
+        chosen = _matching(data, user) if takes_all else _ticked(selection.ticked, user)
+        records = list(chosen.defer(*WIDE)[: ACT_ON_AT_MOST + 1])
         selection.is_capped = len(records) > ACT_ON_AT_MOST
         for record in records[:ACT_ON_AT_MOST]:
             if reason := action.obstacle(record):
@@ -91,11 +109,13 @@ class Selection:
         return selection
 
 
-def _chosen(data: QueryDict, user: Person) -> QuerySet[TaskRecord]:
-    visible = TaskRecord.objects.visible_to(user)
-    if not data.get("all"):
-        return visible.filter(pk__in=[pk for pk in data.getlist("selected") if pk.isdecimal()])
-    # The same filter as the list's, so that "all" are those which the person has seen.
+def _ticked(keys: list[str], user: Person) -> QuerySet[TaskRecord]:
+    return TaskRecord.objects.visible_to(user).filter(pk__in=keys)
+
+
+def _matching(data: QueryDict, user: Person) -> QuerySet[TaskRecord]:
+    """Return what the list shows, with the same filter, so that "all" are those which the person has seen."""
+    matching = Listing(QueryDict(data.get("filter", "")), user).matching()
     if (up_to := data.get("up_to", "")).isdecimal():
-        visible = visible.filter(pk__lte=up_to)
-    return matching_records(QueryDict(data.get("filter", "")), visible)
+        matching = matching.filter(pk__lte=up_to)
+    return matching

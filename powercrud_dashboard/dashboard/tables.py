@@ -3,56 +3,93 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+from django_tables2.data import TableListData
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.models import ConflictLock, TaskRecord
+from powercrud_dashboard.models.status import FINISHED, UNFINISHED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from powercrud_dashboard.dashboard.live import LiveTask
+    from powercrud_dashboard.dashboard.selection import RowAction
+
+
+class InOrder(TableListData):  # type: ignore[misc]
+    """Rows that the database has put in order already."""
+
+    def order_by(self, aliases: Sequence[str]) -> None:
+        """Leave them as they are."""
 
 
 class TaskTable(tables.Table):  # type: ignore[misc]
     """The rows of the task list. Cells that say more than a value are partials."""
 
-    selected = tables.Column(verbose_name=_("Select"), empty_values=(), orderable=False)
+    selected = tables.Column(
+        verbose_name=_("Select"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-tick"}}
+    )
     status = tables.Column(verbose_name=_("Status"))
     label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
-    affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-number"}})
+    affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-some-objects"}})
     user_label = tables.Column(verbose_name=_("Launched by"), default="–")
     progress = tables.Column(
         verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
     )
+    locks = tables.Column(verbose_name=_("Locks"), empty_values=(), orderable=False)
+    duration = tables.Column(verbose_name=_("Queued / ran for"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
     created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True, attrs={"td": {"class": "pcrud-time"}})
-    duration = tables.Column(verbose_name=_("Duration"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
+    actions = tables.Column(
+        verbose_name=_("Actions"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-row-actions"}}
+    )
 
     class Meta:
         model = TaskRecord
-        fields = ("selected", "status", "label", "affected_count", "user_label", "progress", "created_at", "duration")
-        order_by = ("-created_at",)
+        fields = (
+            "selected",
+            "status",
+            "label",
+            "affected_count",
+            "user_label",
+            "progress",
+            "locks",
+            "duration",
+            "created_at",
+            "actions",
+        )
         template_name = "powercrud_dashboard/tasks/_table.html"
         empty_text = _("No tasks here.")
 
     def __init__(
         self,
-        *args: Any,
+        records: Sequence[TaskRecord],
+        *,
+        sort: str,
+        status: str,
         live: Mapping[str, LiveTask],
         task_url: Callable[[TaskRecord], str],
-        is_selectable: bool,
-        **kwargs: Any,
+        object_url: Callable[[str, str], str],
+        row_actions: Callable[[TaskRecord], Sequence[RowAction]],
+        is_actionable: bool,
+        request: HttpRequest,
     ) -> None:
-        super().__init__(*args, exclude=() if is_selectable else ("selected",), **kwargs)
+        exclude = [] if is_actionable else ["selected", "actions"]
+        if status in FINISHED:
+            exclude.append("locks")
+        super().__init__(InOrder(list(records)), exclude=exclude, order_by=sort, request=request)
+        self.columns["duration"].column.orderable = status not in UNFINISHED
         self.live = live
         self.task_url = task_url
+        self.object_url = object_url
+        self.row_actions = row_actions
 
     def render_selected(self, record: TaskRecord) -> str:
         return self._partial("tasks/_select.html", record)
@@ -63,20 +100,31 @@ class TaskTable(tables.Table):  # type: ignore[misc]
     def render_label(self, record: TaskRecord) -> str:
         return self._partial("tasks/_label.html", record)
 
+    def render_affected_count(self, record: TaskRecord) -> str:
+        objects = [
+            (item.get("text") or f"{item['model']} {item['id']}", self.object_url(item["model"], item["id"]))
+            for item in record.first_objects
+        ]
+        return self._partial(
+            "tasks/_objects.html", record, objects=objects, beyond=max(0, record.affected_count - len(objects))
+        )
+
     def render_progress(self, record: TaskRecord) -> str:
-        return self._partial("shared/_progress.html", record)
+        return self._partial("shared/_progress.html", record, is_in_list=True)
+
+    def render_locks(self, record: TaskRecord) -> str:
+        live = self.live.get(record.task_name)
+        return str(live.lock_count) if live and live.lock_count else "–"
 
     def render_duration(self, record: TaskRecord) -> str:
         return self._partial("shared/_duration.html", record)
 
-    def order_duration(self, queryset: QuerySet[TaskRecord], is_descending: bool) -> tuple[QuerySet[TaskRecord], bool]:
-        length = F("finished_at") - F("started_at")
-        order = length.desc(nulls_last=True) if is_descending else length.asc(nulls_last=True)
-        return queryset.order_by(order, "-pk"), True
+    def render_actions(self, record: TaskRecord) -> str:
+        return self._partial("tasks/_actions.html", record, row_actions=self.row_actions(record))
 
-    def _partial(self, name: str, record: TaskRecord) -> str:
+    def _partial(self, name: str, record: TaskRecord, **more: Any) -> str:
         live = self.live.get(record.task_name)
-        context = {"record": record, "live": live, "task_url": self.task_url(record)}
+        context = {"record": record, "live": live, "task_url": self.task_url(record), **more}
         return render_to_string(f"powercrud_dashboard/{name}", context)
 
 

@@ -11,6 +11,7 @@ from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.locks import LockListView
+from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
 from powercrud_dashboard.dashboard.views.task import TaskView
@@ -34,6 +35,7 @@ def dashboard_urls(
         ("", TaskListView, "changelist"),
         ("bulk/", BulkActionView, "bulk"),
         ("export/<str:file_format>/", ExportView, "export"),
+        ("refresh/", RefreshIntervalView, "refresh"),
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -65,7 +66,14 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
 
     def record_success(self, task_name: str, **facts: Any) -> bool:
         return self._end(
-            task_name, status=TaskStatus.SUCCESS, failure_reason="", error="", exception_class="", traceback="", **facts
+            task_name,
+            status=TaskStatus.SUCCESS,
+            failure_reason="",
+            error="",
+            error_pattern="",
+            exception_class="",
+            traceback="",
+            **facts,
         )
 
     def record_failure(self, task_name: str, *, reason: FailureReason | str, **facts: Any) -> bool:
@@ -75,7 +83,9 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
         return self._end(task_name, status=TaskStatus.CANCELLED, **facts)
 
     def _end(self, task_name: str, **facts: Any) -> bool:
-        return self._move(task_name, finished_at=timezone.now(), **facts)
+        now = timezone.now()
+        ran_for = Coalesce(Value(now, models.DateTimeField()) - F("started_at"), timedelta())
+        return self._move(task_name, finished_at=now, run_time=ran_for, **facts)
 
     def _move(self, task_name: str, **facts: Any) -> bool:
         """Change a record that has not ended, or whose end was a guess that the worker now corrects."""
@@ -112,6 +122,11 @@ class TaskRecord(models.Model):
 
     affected_objects = models.JSONField(_("affected objects"), default=list, blank=True, encoder=DjangoJSONEncoder)
     affected_count = models.PositiveIntegerField(_("number of objects"), default=0)
+    #: The first few objects as ``{"model": label, "id": key, "text": words}``, for lists; model and id
+    #: are empty where only words are known.
+    first_objects = models.JSONField(_("first objects"), default=list, blank=True, encoder=DjangoJSONEncoder)
+    #: The models of the objects, as labels in lower case with a space between.
+    model_labels = models.TextField(_("models"), blank=True)
     conflict_ids = models.JSONField(_("locked objects"), default=dict, blank=True, encoder=DjangoJSONEncoder)
     task_args = models.JSONField(_("arguments"), default=list, blank=True, encoder=DjangoJSONEncoder)
     task_kwargs = models.JSONField(_("keyword arguments"), default=dict, blank=True, encoder=DjangoJSONEncoder)
@@ -121,6 +136,8 @@ class TaskRecord(models.Model):
     result = models.JSONField(_("result"), null=True, blank=True, encoder=DjangoJSONEncoder)
     error = models.TextField(_("error"), blank=True)
     exception_class = models.CharField(_("exception class"), max_length=255, blank=True)
+    #: What errors of the same kind share: class and message without the parts that vary.
+    error_pattern = models.CharField(_("error pattern"), max_length=255, blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
     progress_current = models.BigIntegerField(_("progress current"), null=True, blank=True)
     progress_total = models.BigIntegerField(_("progress total"), null=True, blank=True)
@@ -133,6 +150,17 @@ class TaskRecord(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="retries",
+        db_index=False,
+    )
+    #: The task that a chain of retries began with; empty for that task itself.
+    first_try = models.ForeignKey(
+        "self",
+        verbose_name=_("first try"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="later_tries",
+        db_index=False,
     )
     group = models.CharField(_("group"), max_length=100, blank=True)
     cluster = models.CharField(_("cluster"), max_length=100, blank=True)
@@ -141,6 +169,8 @@ class TaskRecord(models.Model):
     created_at = models.DateTimeField(_("created at"), default=timezone.now)
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    #: From start to end; zero as long as the task has not ended, or if no worker began it.
+    run_time = models.DurationField(_("run time"), default=timedelta)
 
     objects = TaskRecordQuerySet.as_manager()
 
@@ -163,6 +193,23 @@ class TaskRecord(models.Model):
                 condition=Q(status__in=["pending", "in_progress"]),
                 name="pcrud_record_unfinished",
             ),
+            # The list's other orders and filters.
+            models.Index(fields=["-run_time", "-id"], name="pcrud_record_run_time"),
+            models.Index(fields=["status", "-run_time", "-id"], name="pcrud_record_status_run_time"),
+            models.Index(
+                fields=["-finished_at", "-id"], condition=Q(finished_at__isnull=False), name="pcrud_record_finished"
+            ),
+            models.Index(fields=["group", "-created_at", "-id"], condition=~Q(group=""), name="pcrud_record_group"),
+            models.Index(
+                fields=["cluster", "-created_at", "-id"], condition=~Q(cluster=""), name="pcrud_record_cluster"
+            ),
+            models.Index(
+                fields=["error_pattern", "-created_at", "-id"],
+                condition=~Q(error_pattern=""),
+                name="pcrud_record_pattern",
+            ),
+            models.Index(fields=["retry_of"], condition=Q(retry_of__isnull=False), name="pcrud_record_retry_of"),
+            models.Index(fields=["first_try"], condition=Q(first_try__isnull=False), name="pcrud_record_first_try"),
         ]
 
     def __str__(self) -> str:
@@ -171,6 +218,17 @@ class TaskRecord(models.Model):
     @property
     def is_finished(self) -> bool:
         return self.status in FINISHED
+
+    @property
+    def error_line(self) -> str:
+        """The error's last line, which says what went wrong where the others say where."""
+        lines = [line.strip() for line in self.error.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+    @property
+    def waiting_time(self) -> timedelta:
+        """How long the task waited for a worker, or has waited so far."""
+        return (self.started_at or self.finished_at or timezone.now()) - self.created_at
 
     @property
     def duration(self) -> timedelta | None:
@@ -229,9 +287,14 @@ class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
         """The entries of this object, for "which tasks worked on it"."""
         return self.filter(model_label=model_label, object_id=object_id)
 
-    def create_for(self, record: TaskRecord, keys: Iterable[tuple[str, str]]) -> None:
-        """Note the objects, as (model label, object id), that a task was launched for."""
-        self.bulk_create(TaskObject(record=record, model_label=label, object_id=object_id) for label, object_id in keys)
+    def create_for(
+        self, record: TaskRecord, keys: Iterable[tuple[str, str]], texts: Mapping[tuple[str, str], str]
+    ) -> None:
+        """Note the objects, as (model label, object id), that a task was launched for, and what they are called."""
+        self.bulk_create(
+            TaskObject(record=record, model_label=label, object_id=object_id, text=texts.get((label, object_id), ""))
+            for label, object_id in keys
+        )
 
 
 class TaskObject(models.Model):
@@ -253,7 +316,8 @@ class TaskObject(models.Model):
         verbose_name = _("task object")
         verbose_name_plural = _("task objects")
         default_permissions = ()
-        indexes = [models.Index(fields=["model_label", "object_id", "-record"], name="pcrud_object_history")]
+        # The key first: it tells more, and is also looked for without its model.
+        indexes = [models.Index(fields=["object_id", "model_label", "-record"], name="pcrud_object_key")]
 
     def __str__(self) -> str:
         return self.text or f"{self.model_label} {self.object_id}"

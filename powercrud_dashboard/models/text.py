@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 #: Marks the place where a text was cut.
@@ -30,6 +31,28 @@ def is_printable(value: object) -> bool:
     except Exception:
         return False
     return True
+
+
+#: What differs between two errors of the same kind: quoted words, ids, numbers, paths.
+_VARYING = re.compile(
+    r"""
+      (?P<quote>['"`“„])(?P<quoted>.*?)['"`”“]
+    | (?P<path>(?:/[\w.+-]+){2,})
+    | \b(?P<id>(?=[0-9a-f-]*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*)\b
+    | (?P<number>(?<![A-Za-z_])\d+(?:[.,:]\d+)*)
+    """,
+    re.VERBOSE,
+)
+
+
+def message_pattern(kind: str, message: str, limit: int) -> str:
+    """Return what errors of one kind share: the class's short name and the last line without what varies."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    last = _VARYING.sub("…", lines[-1][:MESSAGE]) if lines else ""
+    name = kind.rpartition(".")[2]
+    if name and not last.startswith(name):
+        last = f"{name}: {last}" if last else name
+    return clean_text(last, limit)
 
 
 def _printed(value: object, how: Callable[[object], str]) -> str:

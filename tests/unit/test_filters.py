@@ -36,7 +36,11 @@ def three(manager, make_user, record_of) -> None:
     third = record_of(manager.launch_async_task(tasks.add, 1, label="Third", sync=True))
     then = timezone.now() - timedelta(days=10)
     TaskRecord.objects.filter(pk=third.pk).update(
-        created_at=then, started_at=then, finished_at=then + timedelta(seconds=90), message="done with the job"
+        created_at=then,
+        started_at=then,
+        finished_at=then + timedelta(seconds=90),
+        run_time=timedelta(seconds=90),
+        message="done with the job",
     )
 
 
@@ -70,6 +74,19 @@ TODAY = timezone.now().date()
         ({"created_after": str(TODAY - timedelta(days=5))}, {"First", "Second"}),
         ({"finished_before": str(TODAY - timedelta(days=5))}, {"Third"}),
         ({"q": "tasks", "status": "success"}, {"Third"}),
+        ({"q": "hay needle"}, {"First"}),
+        ({"q": "needle", "status": "success"}, set()),
+        ({"q": "eedle"}, set()),
+        ({"q": "--"}, set()),
+        ({"q": "needle", "user": "bert"}, set()),
+        ({"model": "testapp"}, {"Second"}),
+        ({"model": "project"}, {"Second"}),
+        ({"model": "Project.other"}, set()),
+        ({"within": "24h"}, {"First"}),
+        ({"within": "24h", "longer_than": "60"}, set()),
+        ({"function": "tests.testapp.tasks.fail"}, {"First"}),
+        ({"function": "tests.testapp.tasks.f"}, set()),
+        ({"pattern": "ValueError: a needle in the hay"}, {"First"}),
     ],
     ids=str,
 )
@@ -81,11 +98,11 @@ def test_the_tabs_count_what_the_filter_leaves_and_keep_it(boss, three):
     page = boss.get(LIST, {"q": "tasks.add"}).content.decode()
     counts = dict(re.findall(r'>(\w+) <span class="pcrud-tab-count">(\d+)<', page))
     assert counts == {"Queued": "1", "Running": "0", "Failed": "0", "Completed": "1", "Cancelled": "0", "All": "2"}
-    assert 'href="?q=tasks.add&amp;status=success"' in page
+    assert f'href="{LIST}?q=tasks.add&amp;status=success"' in page
 
 
 def test_active_filters_are_chips_that_can_be_taken_off(boss, three):
-    page = boss.get(LIST, {"q": "tasks", "user": "anna", "status": "failed", "page": "1"}).content.decode()
+    page = boss.get(LIST, {"q": "tasks", "user": "anna", "status": "failed", "from": "1.x"}).content.decode()
     assert 'href="?user=anna&amp;status=failed"' in page
     assert 'href="?q=tasks&amp;status=failed"' in page
     assert 'href="?status=failed">Remove all' in page

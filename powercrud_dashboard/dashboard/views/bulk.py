@@ -3,7 +3,7 @@ from __future__ import annotations
 from django.contrib import messages
 from django.contrib.admin.models import DELETION, LogEntry
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext as _
@@ -46,7 +46,7 @@ class BulkActionView(TemplateResponseMixin, DashboardView):
         context = self.get_context_data(
             title=_("Are you sure?"),
             selection=selection,
-            selected=self.request.POST.getlist("selected"),
+            selected=selection.ticked,
             all_matching=self.request.POST.get("all", ""),
             filter_query=self.request.POST.get("filter", ""),
             act_on_at_most=ACT_ON_AT_MOST,
@@ -99,5 +99,4 @@ class BulkActionView(TemplateResponseMixin, DashboardView):
 
     def _back_url(self) -> str:
         """Return the address of the list as the person has left it."""
-        query = QueryDict(self.request.POST.get("filter", "")).urlencode()
-        return f"{self.url('changelist')}?{query}" if query else self.url("changelist")
+        return self.list_url(self.request.POST.get("filter", ""))

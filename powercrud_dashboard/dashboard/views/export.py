@@ -12,7 +12,7 @@ from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from powercrud_dashboard.dashboard.filters import matching_records
+from powercrud_dashboard.dashboard.listing import Listing
 from powercrud_dashboard.dashboard.views.base import DashboardView
 from powercrud_dashboard.models import TaskRecord
 
@@ -51,7 +51,7 @@ class ExportView(DashboardView):
         if file_format not in writers:
             raise Http404(_("Tasks can be exported as csv or json."))
         write, content_type = writers[file_format]
-        records = matching_records(request.GET, TaskRecord.objects.visible_to(request.user))
+        records = Listing(request.GET, request.user).matching(considered=None)
         name = f"tasks-{timezone.now():%Y%m%d-%H%M%S}.{file_format}"
         return StreamingHttpResponse(
             write(_rows(records)),

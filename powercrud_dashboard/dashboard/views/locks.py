@@ -6,7 +6,7 @@ from django.db.models import Q, QuerySet
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard import access
-from powercrud_dashboard.dashboard.objects import object_url
+from powercrud_dashboard.dashboard.objects import ObjectLinks
 from powercrud_dashboard.dashboard.tables import LockTable, show_page
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import ConflictLock, TaskRecord
@@ -41,11 +41,12 @@ class LockListView(RefreshingPageView):
 
     def _table(self) -> LockTable:
         holder_urls: dict[str, str] = {}
+        links = ObjectLinks(self.admin_site, self.request)
         table = LockTable(
             self.get_queryset(),
             request=self.request,
             holder_urls=holder_urls,
-            object_url=lambda lock: object_url(self.admin_site, self.request, lock.model_label, lock.object_id),
+            object_url=lambda lock: links.url(lock.model_label, lock.object_id),
             release_url=self._release_url if access.may_release_locks(self.request.user) else None,
         )
         show_page(table, self.request)

@@ -1,35 +1,44 @@
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count, QuerySet
 from django.utils.functional import cached_property
-from django.utils.translation import gettext_lazy as _
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
-from powercrud_dashboard import queueing
-from powercrud_dashboard.dashboard.filters import TaskFilter
-from powercrud_dashboard.dashboard.live import live_tasks
-from powercrud_dashboard.dashboard.selection import actions_for
-from powercrud_dashboard.dashboard.tables import TaskTable, show_page
+from powercrud_dashboard import access, queueing
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.dashboard.counting import CAP, count_words
+from powercrud_dashboard.dashboard.listing import NEWER_AT_MOST, Listing
+from powercrud_dashboard.dashboard.live import live_tasks, running_state
+from powercrud_dashboard.dashboard.objects import ObjectLinks
+from powercrud_dashboard.dashboard.selection import BulkAction, RowAction, actions_for
+from powercrud_dashboard.dashboard.tables import TaskTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
-from powercrud_dashboard.models import TaskRecord, TaskStatus
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatus
+from powercrud_dashboard.models.search import CONSIDERED
 
 #: The order of the tabs, by their value in the address.
 TABS = (
-    (TaskStatus.PENDING, _("Queued")),
-    (TaskStatus.IN_PROGRESS, _("Running")),
-    (TaskStatus.FAILED, _("Failed")),
-    (TaskStatus.SUCCESS, _("Completed")),
-    (TaskStatus.CANCELLED, _("Cancelled")),
+    (TaskStatus.PENDING, gettext_lazy("Queued")),
+    (TaskStatus.IN_PROGRESS, gettext_lazy("Running")),
+    (TaskStatus.FAILED, gettext_lazy("Failed")),
+    (TaskStatus.SUCCESS, gettext_lazy("Completed")),
+    (TaskStatus.CANCELLED, gettext_lazy("Cancelled")),
 )
+
+#: An open list is made anew after so many seconds at the latest: what was deleted leaves no event, and ages grow.
+STALE_AFTER = 60
+STALE_AFTER_WITH_UNFINISHED = 10
 
 
 @dataclass(frozen=True)
 class Tab:
     status: str | None
     label: Any
-    count: int
+    count: str
     is_current: bool
 
 
@@ -40,52 +49,104 @@ class TaskListView(RefreshingPageView):
     template_name = "powercrud_dashboard/tasks/page.html"
     partial_template_name = "powercrud_dashboard/tasks/_list.html"
 
-    @property
-    def status(self) -> str:
-        """The tab asked for; anything unknown shows all tasks."""
-        asked = self.request.GET.get("status", "")
-        return asked if asked in TaskStatus.values else ""
-
     @cached_property
-    def filter(self) -> TaskFilter:
-        return TaskFilter(self.request.GET, queryset=TaskRecord.objects.visible_to(self.request.user))
-
-    def get_queryset(self) -> QuerySet[TaskRecord]:
-        # Wide columns that no row of the list shows.
-        narrow = self.filter.found.defer("payload", "traceback", "result", "task_args", "task_kwargs", "conflict_ids")
-        return narrow.filter(status=self.status) if self.status else narrow
+    def listing(self) -> Listing:
+        return Listing(self.request.GET, self.request.user)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        tabs = self._tabs()
-        actions = actions_for(self.request.user)
+        listing, user = self.listing, self.request.user
+        counts = listing.counts()
+        matching = counts[listing.status] if listing.status else sum(counts.values())
+        # Rows that are ticked stay where they are; new ones are announced above them.
+        held_at = self.shown_newest if self.is_held and listing.is_first_page else ""
+        page = listing.page(app_settings.DASHBOARD_PAGE_SIZE, start=held_at or None)
+        newest, newer = self._newest(page.records, held_at)
+        live = live_tasks(page.records)
+        actions = actions_for(user)
+        links = ObjectLinks(self.admin_site, self.request)
+        table = TaskTable(
+            page.records,
+            sort=listing.sort,
+            status=listing.status,
+            live=live,
+            task_url=lambda record: self.url("change", record.pk),
+            object_url=links.url,
+            row_actions=lambda record: self._row_actions(actions, record),
+            is_actionable=bool(actions),
+            request=self.request,
+        )
+        flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
         return super().get_context_data(
             title=_("Background tasks"),
-            tabs=tabs,
-            table=self._table(is_selectable=bool(actions)),
-            filter=self.filter,
-            status=self.status,
+            tabs=self._tabs(counts),
+            table=table,
+            page=page,
+            filter=listing.filter,
+            status=listing.status,
             bulk_actions=actions,
             bulk_url=self.url("bulk"),
             exports=[(name, self.url("export", name)) for name in ("csv", "json")],
-            matching_count=next(tab.count for tab in tabs if tab.is_current),
+            has_matching=bool(matching),
+            matching_count=min(matching, CAP + 1),
+            matching_words=count_words(matching),
+            is_bounded=listing.is_bounded,
+            considered=count_words(CONSIDERED),
+            newest=newest,
+            newer=newer,
+            newer_words=f"{NEWER_AT_MOST}+" if newer > NEWER_AT_MOST else str(newer),
+            state=self._state(flags),
             no_cluster_runs=queueing.no_cluster_runs(),
+            models=self._model_labels(),
             **kwargs,
         )
 
-    def _tabs(self) -> list[Tab]:
-        counts = dict(self.filter.found.order_by().values_list("status").annotate(Count("pk")))
-        tabs = [Tab(status, label, counts.get(status, 0), status == self.status) for status, label in TABS]
-        return [*tabs, Tab(None, _("All"), sum(counts.values()), not self.status)]
+    def current_state(self) -> str:
+        """Return what the state of the shown list would be now, at the cost of two queries."""
+        flags, __, __ = self.shown_state.partition(".")
+        return self._state(flags.removesuffix(_HELD))
 
-    def _table(self, *, is_selectable: bool) -> TaskTable:
-        live: dict[str, Any] = {}
-        table = TaskTable(
-            self.get_queryset(),
-            live=live,
-            task_url=lambda record: self.url("change", record.pk),
-            is_selectable=is_selectable,
-            request=self.request,
-        )
-        show_page(table, self.request)
-        live.update(live_tasks(row.record for row in table.page.object_list))
-        return table
+    def _state(self, flags: str) -> str:
+        """Return a text that differs when a list with such rows (``flags``) may have changed."""
+        seconds = STALE_AFTER_WITH_UNFINISHED if flags else STALE_AFTER
+        last_event = TaskEvent.objects.order_by("-pk").values_list("pk", flat=True).first()
+        running = running_state() if _RUNNING in flags else ""
+        held = _HELD if self.is_held else ""
+        return f"{flags}{held}.{int(time.time() // seconds)}.{last_event}.{running}"
+
+    def _newest(self, records: list[TaskRecord], held_at: str) -> tuple[str, int]:
+        """Return the place of the list's first task as the person knows it, and how many came since."""
+        listing = self.listing
+        if not listing.shows_newest_first:
+            return "", 0
+        if listing.is_first_page and not held_at:
+            return (listing.order.place_of(records[0]) if records else ""), 0
+        known = self.shown_newest if self.is_partial_request else ""
+        if not known:
+            return listing.newest_place(), 0
+        return known, listing.newer_than(known)
+
+    def _tabs(self, counts: dict[str, int]) -> list[Tab]:
+        current = self.listing.status
+        tabs = [Tab(status, label, count_words(counts[status]), status == current) for status, label in TABS]
+        return [*tabs, Tab(None, _("All"), count_words(sum(counts.values())), not current)]
+
+    def _row_actions(self, allowed: list[BulkAction], record: TaskRecord) -> list[RowAction]:
+        bulk_url = self.url("bulk")
+        return [
+            RowAction(action.name, action.label, bulk_url, f"{action.name}:{record.pk}")
+            if action.name == "delete"
+            else RowAction(action.name, action.label, self.url(action.name, record.pk))
+            for action in allowed
+            if not action.obstacle(record)
+        ]
+
+    def _model_labels(self) -> list[str]:
+        """Return the models to propose for the filter: those of the admin that this person knows."""
+        if self.is_partial_request or not access.has_permission(self.request.user, "view_taskrecord"):
+            return []
+        return sorted(model._meta.label_lower for model in self.admin_site._registry)
+
+
+_UNFINISHED, _RUNNING, _HELD = "q", "r", "h"
+#: What rows of these statuses make the state depend on.
+_FLAGS: dict[str, str] = {TaskStatus.PENDING: _UNFINISHED, TaskStatus.IN_PROGRESS: _RUNNING}

@@ -1,16 +1,59 @@
-// A refresh that was led elsewhere, such as to the login page, must not end up inside of this page.
-document.addEventListener("htmx:beforeSwap", (event) => {
-  const address = event.detail.xhr.responseURL;
-  if (address && new URL(address).pathname !== window.location.pathname) {
-    event.detail.shouldSwap = false;
-    window.location.reload();
-  }
-});
+// The parts of the pages that fetch themselves again.
+(() => {
+  const PART = "[data-pcrud-refresh]";
 
-// A page that nobody looks at does not ask the server for news.
-document.addEventListener("htmx:beforeRequest", (event) => {
-  const refreshes = event.target.matches("[data-pcrud-refresh]");
-  if (refreshes && document.hidden) {
-    event.preventDefault();
-  }
-});
+  // What needs this script is hidden without it.
+  const reveal = (root) => {
+    root.querySelectorAll("[data-pcrud-needs-script]").forEach((element) => {
+      element.hidden = false;
+    });
+  };
+
+  // A refresh that was led elsewhere, such as to the login page, must not end up inside of this page.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const address = event.detail.xhr.responseURL;
+    if (address && new URL(address).pathname !== window.location.pathname) {
+      event.detail.shouldSwap = false;
+      window.location.reload();
+    }
+  });
+
+  // A page that nobody looks at does not ask the server for news.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.target.matches(PART) && document.hidden) {
+      event.preventDefault();
+    }
+  });
+
+  // The server answers with nothing if this is what there is still to see.
+  document.addEventListener("htmx:configRequest", (event) => {
+    const { pcrudState, pcrudNewest } = event.target.dataset;
+    if (pcrudState) {
+      event.detail.headers["X-Pcrud-State"] = pcrudState;
+      event.detail.headers["X-Pcrud-Newest"] = pcrudNewest;
+    }
+  });
+
+  // What is folded open stays open.
+  let open = [];
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    open = [...event.target.querySelectorAll("details[open][id]")].map((details) => details.id);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    open.forEach((id) => {
+      const details = document.getElementById(id);
+      if (details) {
+        details.open = true;
+      }
+    });
+    reveal(document);
+  });
+
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-pcrud-submit-on-change]")) {
+      event.target.form.requestSubmit();
+    }
+  });
+
+  reveal(document);
+})();

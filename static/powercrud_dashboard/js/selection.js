@@ -5,13 +5,7 @@
 
   const boxes = () => document.querySelectorAll(`${LIST} input[type="checkbox"]`);
   const rowBoxes = () => document.querySelectorAll(`${LIST} input[name="selected"]`);
-
-  const showPageBox = () => {
-    const label = document.querySelector(`${LIST} .pcrud-select-page`);
-    if (label) {
-      label.hidden = false;
-    }
-  };
+  const areTicked = () => document.querySelector(`${LIST} input[type="checkbox"]:checked`) !== null;
 
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-pcrud-select-page]")) {
@@ -21,16 +15,20 @@
     }
   });
 
+  // As long as rows are ticked, new ones are announced and not put in between.
+  document.addEventListener("htmx:configRequest", (event) => {
+    if (event.target.matches(LIST) && areTicked()) {
+      event.detail.headers["X-Pcrud-Hold"] = "1";
+    }
+  });
+
   document.addEventListener("htmx:beforeSwap", () => {
     ticked = new Set([...boxes()].filter((box) => box.checked).map((box) => box.id));
   });
 
   document.addEventListener("htmx:afterSwap", () => {
-    showPageBox();
     boxes().forEach((box) => {
       box.checked = ticked.has(box.id);
     });
   });
-
-  showPageBox();
 })();

@@ -1,0 +1,129 @@
+"""The task list that an address stands for: whose tasks, which filters, in what order, which page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.db.models import QuerySet
+from django.http import QueryDict
+from django.utils.functional import cached_property
+
+from powercrud_dashboard.dashboard.counting import CAP, capped_counts
+from powercrud_dashboard.dashboard.filters import TaskFilter
+from powercrud_dashboard.dashboard.keyset import Order, Page, page_of
+from powercrud_dashboard.models import TaskRecord, TaskStatus, search
+
+if TYPE_CHECKING:
+    from powercrud_dashboard.access import Person
+
+#: Columns that a list can be sorted by, under their names in the address.
+SORTABLE = {
+    "created_at": "created_at",
+    "duration": "run_time",
+    "status": "status",
+    "label": "label",
+    "affected_count": "affected_count",
+    "user_label": "user_label",
+}
+
+#: Columns of the record that no row of a list shows.
+WIDE = ("payload", "traceback", "result", "task_args", "task_kwargs", "conflict_ids", "affected_objects")
+
+#: More new tasks than this are not counted.
+NEWER_AT_MOST = 99
+
+
+class Listing:
+    """What the list at this address shows to this person."""
+
+    def __init__(self, parameters: QueryDict, user: Person) -> None:
+        self.parameters = parameters
+        self.filter = TaskFilter(parameters, queryset=TaskRecord.objects.visible_to(user))
+
+    @cached_property
+    def status(self) -> str:
+        """The tab asked for; anything unknown shows all tasks."""
+        asked = self.parameters.get("status", "")
+        return asked if asked in TaskStatus.values else ""
+
+    @cached_property
+    def sort(self) -> str:
+        """What the list is sorted by, in the form of the address."""
+        asked = self.parameters.get("sort", "")
+        if asked.removeprefix("-") in SORTABLE:
+            return asked
+        return {"created_at": "-created_at", "run_time": "-duration"}.get(self._indexed.column, "")
+
+    @cached_property
+    def order(self) -> Order:
+        if not self.sort:
+            return self._indexed
+        return Order(SORTABLE[self.sort.removeprefix("-")], self.sort.startswith("-"))
+
+    @property
+    def shows_newest_first(self) -> bool:
+        return self.order == Order("created_at")
+
+    def matching(self, *, considered: int | None = search.CONSIDERED) -> QuerySet[TaskRecord]:
+        """Return the tasks of this tab that pass the filters."""
+        return self.filter.found(self.status, considered=considered)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks each tab has, by status; one more than the cap stands for more than the cap."""
+        return capped_counts({status: self._indexed.apply(self.filter.found(status)) for status in TaskStatus.values})
+
+    @cached_property
+    def is_bounded(self) -> bool:
+        """Whether only some of the matches are looked at: the newest for words, the first in an order without index."""
+        return self._window_start is not None or self.filter.is_bounded(self.status)
+
+    def page(self, size: int, *, start: str | None = None) -> Page:
+        """Return the page that the address asks for, or the one that starts at a place."""
+        records = self._sortable().defer(*WIDE)
+        if start is not None:
+            return page_of(records, self.order, size, start=start)
+        return page_of(
+            records,
+            self.order,
+            size,
+            start=self.parameters.get("from", ""),
+            before=self.parameters.get("before", ""),
+        )
+
+    @property
+    def is_first_page(self) -> bool:
+        return not (self.parameters.get("from") or self.parameters.get("before"))
+
+    def newest_place(self) -> str:
+        """Return the place of the list's first task, "" for an empty list."""
+        first = self.order.apply(self._sortable()).only("pk", self.order.column).first()
+        return self.order.place_of(first) if first else ""
+
+    def newer_than(self, place: str) -> int:
+        """Return how many tasks have come before that place; one more than ``NEWER_AT_MOST`` for any more."""
+        newer = self.order.before_place(place)
+        if newer is None:
+            return 0
+        return len(self.order.apply(self.matching().filter(newer)).values_list("pk", flat=True)[: NEWER_AT_MOST + 1])
+
+    @cached_property
+    def _indexed(self) -> Order:
+        """The order in which the database finds what the filters want without looking at the rest."""
+        if self.filter.wants_end_times:
+            return Order("finished_at")
+        sorts_by_duration = self.parameters.get("sort", "").removeprefix("-") == "duration"
+        return Order("run_time" if sorts_by_duration or self.filter.wants_run_times else "created_at")
+
+    def _sortable(self) -> QuerySet[TaskRecord]:
+        """Return the tasks to put in order: all, or the first 10,000 where the order has no index."""
+        records = self.matching()
+        if (start := self._window_start) is not None:
+            return records.filter(**{f"{self._indexed.column}__gte": start})
+        return records
+
+    @cached_property
+    def _window_start(self) -> object | None:
+        if self.order.column == self._indexed.column:
+            return None
+        values = self._indexed.apply(self.matching()).values_list(self._indexed.column, flat=True)
+        return next(iter(values[CAP : CAP + 1]), None)

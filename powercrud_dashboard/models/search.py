@@ -1,0 +1,227 @@
+"""The index that finds words in task records: FTS5 on SQLite, a ``tsvector`` with GIN on PostgreSQL.
+
+Words are found by their beginnings, without regard to case. Other databases have no index here; they
+look into the columns one by one, which takes longer the more records there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any
+
+from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F, Func, Q, QuerySet
+
+from powercrud_dashboard.models.history import TaskRecord
+
+TABLE = TaskRecord._meta.db_table
+INDEX = f"{TABLE}_words"
+
+#: Columns by the kind of question. The letters are PostgreSQL's weights, of which there are four.
+FIELDS = {
+    "task": ("A", ("label", "func")),
+    "person": ("B", ("user_label",)),
+    "text": ("C", ("message", "error", "task_name")),
+    "model": ("D", ("model_labels",)),
+    "status": ("D", ("status",)),
+}
+COLUMNS = tuple(column for __, columns in FIELDS.values() for column in columns)
+
+#: SQLite makes a list of all that match before it looks at any: the newest so many are enough to page through.
+CONSIDERED = 10_000
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words that all have to be found in the same kind of columns (a key, or keys, of ``FIELDS``)."""
+
+    kinds: tuple[str, ...]
+    words: tuple[str, ...]
+    #: Whole words next to each other, in this order, instead of beginnings in any order.
+    is_phrase: bool = False
+
+    @classmethod
+    def of(cls, text: str, *kinds: str, is_phrase: bool = False) -> Words:
+        return cls(kinds, tuple(re.findall(r"[^\W_]+", text.lower())), is_phrase)
+
+    @property
+    def columns(self) -> list[str]:
+        return [column for kind in self.kinds for column in FIELDS[kind][1]]
+
+    def as_fts5(self) -> str:
+        quoted = [f'"{word}"' for word in self.words]
+        wanted = " + ".join(quoted) if self.is_phrase else " AND ".join(f"{word}*" for word in quoted)
+        return f"{{{' '.join(self.columns)}}} : ({wanted})"
+
+    def as_tsquery(self) -> str:
+        weights = "".join(FIELDS[kind][0] for kind in self.kinds)
+        beginning = "" if self.is_phrase else "*"
+        quoted = [f"'{word}':{beginning}{weights}" for word in self.words]
+        return f"({(' <-> ' if self.is_phrase else ' & ').join(quoted)})"
+
+    def as_lookups(self) -> Q:
+        found = Q()
+        for word in self.words:
+            found &= reduce(or_, (Q((f"{column}__icontains", word)) for column in self.columns))
+        return found
+
+
+def matching(
+    records: QuerySet[TaskRecord], wanted: Iterable[Words], *, status: str = "", considered: int | None = CONSIDERED
+) -> QuerySet[TaskRecord]:
+    """Return those of the records in which all of the words are found.
+
+    ``status`` is one that the caller filters by as well: it helps the index. ``considered`` bounds how many of
+    the newest matches SQLite looks at; None for all.
+    """
+    parts = list(wanted)
+    if not all(part.words for part in parts):
+        return records.none()
+    if not has_index(records.db):
+        return records.filter(*(part.as_lookups() for part in parts))
+    if status:
+        parts.append(Words.of(status, "status", is_phrase=True))
+    return records.filter(_Matches(F("pk"), parts, considered))
+
+
+def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool:
+    """Return whether more match than :func:`matching` looks at."""
+    connection = connections[using]
+    if _kind(connection) != "sqlite":
+        return False
+    parts = [*wanted, *([Words.of(status, "status", is_phrase=True)] if status else ())]
+    if not all(part.words for part in parts):
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT COUNT(*) FROM ({_fts5_rows(CONSIDERED + 1)})", [_fts5_query(parts)])  # noqa: S608
+        return bool(cursor.fetchone()[0] > CONSIDERED)
+
+
+def _fts5_rows(at_most: int | None) -> str:
+    rows = f"SELECT rowid FROM {INDEX} WHERE {INDEX} MATCH %s"  # noqa: S608
+    return rows if at_most is None else f"{rows} ORDER BY rowid DESC LIMIT {at_most:d}"
+
+
+def _fts5_query(parts: Iterable[Words]) -> str:
+    return " AND ".join(part.as_fts5() for part in parts)
+
+
+def has_index(using: str) -> bool:
+    """Return whether this database has the index."""
+    return _kind(connections[using]) != ""
+
+
+class _Matches(Func):
+    """Whether the record with this primary key is in the index under the wanted words."""
+
+    output_field = models.BooleanField()
+
+    def __init__(self, pk: Any, parts: list[Words], considered: int | None) -> None:
+        super().__init__(pk)
+        self.parts = parts
+        self.considered = considered
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
+        pk, params = compiler.compile(self.source_expressions[0])
+        found = _fts5_rows(self.considered)
+        return f"{pk} IN ({found})", (*params, _fts5_query(self.parts))
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
+        pk, params = compiler.compile(self.source_expressions[0])
+        table, __, __ = pk.rpartition(".")
+        query = " & ".join(part.as_tsquery() for part in self.parts)
+        return f"{table}.words @@ to_tsquery('simple', %s)", (*params, query)
+
+
+def ensure_index(connection: BaseDatabaseWrapper) -> None:
+    """Make the index on a database that can have it, unless it is there and complete.
+
+    Called after each ``migrate``, as SQLite changes a table by copying it, which loses the triggers. A migration
+    that changes a column of the index on PostgreSQL drops the ``words`` column first.
+    """
+    kind = _kind(connection)
+    if not kind or TABLE not in connection.introspection.table_names():
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(*_COUNT_PARTS[kind])
+        if cursor.fetchone()[0] == PARTS[kind]:
+            return
+        for statement in (*_DROP[kind], *_CREATE[kind]):
+            cursor.execute(statement)
+
+
+def _kind(connection: BaseDatabaseWrapper) -> str:
+    if connection.vendor == "sqlite":
+        return "sqlite" if _sqlite_has_fts5(connection) else ""
+    return "postgresql" if connection.vendor == "postgresql" else ""
+
+
+def _sqlite_has_fts5(connection: Any) -> bool:
+    known = getattr(connection, "_pcrud_has_fts5", None)
+    if known is None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT sqlite_compileoption_used('ENABLE_FTS5')")
+            known = connection._pcrud_has_fts5 = bool(cursor.fetchone()[0])
+    return bool(known)
+
+
+def _values(row: str) -> str:
+    return ", ".join(f'{row}."{column}"' for column in COLUMNS)
+
+
+_NAMES = ", ".join(f'"{column}"' for column in COLUMNS)
+_FORGET = f"INSERT INTO {INDEX} ({INDEX}, rowid, {_NAMES}) VALUES ('delete', old.id, {_values('old')});"  # noqa: S608
+_ADD = f"INSERT INTO {INDEX} (rowid, {_NAMES}) VALUES (new.id, {_values('new')});"  # noqa: S608
+
+_TRIGGERS = {
+    "insert": f"AFTER INSERT ON {TABLE} BEGIN {_ADD} END",
+    "delete": f"AFTER DELETE ON {TABLE} BEGIN {_FORGET} END",
+    "update": f"AFTER UPDATE OF {_NAMES} ON {TABLE} BEGIN {_FORGET} {_ADD} END",
+}
+
+#: PostgreSQL's parser takes "a.b" for a host and "a/b" for a path: punctuation goes first.
+_PUNCTUATION = "[!-/:-@\\[-`{-~]+"
+
+
+def _tsvector(weight: str, columns: tuple[str, ...]) -> str:
+    text = " || ' ' || ".join(f'"{column}"' for column in columns)
+    return f"setweight(to_tsvector('simple', regexp_replace({text}, '{_PUNCTUATION}', ' ', 'g')), '{weight}')"
+
+
+_CREATE = {
+    "sqlite": (
+        f"CREATE VIRTUAL TABLE {INDEX} USING fts5({', '.join(COLUMNS)}, content='{TABLE}', content_rowid='id')",
+        f"INSERT INTO {INDEX} ({INDEX}) VALUES ('rebuild')",  # noqa: S608
+        *(f"CREATE TRIGGER {INDEX}_{name} {body}" for name, body in _TRIGGERS.items()),
+    ),
+    "postgresql": (
+        f"ALTER TABLE {TABLE} ADD COLUMN words tsvector GENERATED ALWAYS AS "
+        f"({' || '.join(_tsvector(*kind) for kind in FIELDS.values())}) STORED",
+        f"CREATE INDEX {INDEX} ON {TABLE} USING gin (words)",
+    ),
+}
+_DROP = {
+    "sqlite": (
+        *(f"DROP TRIGGER IF EXISTS {INDEX}_{name}" for name in _TRIGGERS),
+        f"DROP TABLE IF EXISTS {INDEX}",
+    ),
+    "postgresql": (f"DROP INDEX IF EXISTS {INDEX}", f"ALTER TABLE {TABLE} DROP COLUMN IF EXISTS words"),
+}
+#: What a complete index consists of: table and triggers, or the index alone, which needs its column.
+PARTS = {"sqlite": 1 + len(_TRIGGERS), "postgresql": 1}
+_COUNT_PARTS: dict[str, tuple[str, list[str]]] = {
+    "sqlite": (
+        "SELECT COUNT(*) FROM sqlite_master WHERE name = %s OR (type = 'trigger' AND tbl_name = %s AND name LIKE %s)",
+        [INDEX, TABLE, f"{INDEX}_%"],
+    ),
+    "postgresql": (
+        "SELECT COUNT(*) FROM pg_indexes "
+        "WHERE indexname = %s AND tablename = %s AND schemaname = ANY (current_schemas(false))",
+        [INDEX, TABLE],
+    ),
+}

@@ -1,0 +1,164 @@
+"""The list is paged by the place of its rows."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from powercrud_dashboard.dashboard import counting, listing
+from powercrud_dashboard.models import TaskRecord, TaskStatus
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+NOW = timezone.now()
+
+
+@pytest.fixture(autouse=True)
+def _short_pages(settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_PAGE_SIZE": 3}
+
+
+@pytest.fixture
+def boss(client_of, superuser):
+    return client_of(superuser)
+
+
+def make(number: int, **fields) -> TaskRecord:
+    defaults = {"task_name": f"name-{number}", "label": f"task {number:03d}", "status": TaskStatus.SUCCESS}
+    return TaskRecord.objects.create(**{**defaults, "func": "f", "created_at": NOW, **fields})
+
+
+def shown(page: str) -> list[int]:
+    return [int(number) for number in re.findall(r">task (\d+)</a>", page)]
+
+
+def link(page: str, text: str) -> str | None:
+    found = re.search(rf'href="([^"]*)"[^>]*>{text}<', page)
+    return html.unescape(found[1]) if found else None
+
+
+def walk(client, address: str, text: str) -> list[list[int]]:
+    """Follow a link from page to page; return what each page shows."""
+    seen = []
+    following: str | None = address
+    while following is not None:
+        page = client.get(following).content.decode()
+        seen.append(shown(page))
+        following = link(page, text)
+    return seen
+
+
+def test_rows_of_the_same_microsecond_are_each_shown_once(boss):
+    for number in range(8):
+        make(number)
+    assert walk(boss, LIST, "Next") == [[7, 6, 5], [4, 3, 2], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    "sort", ["created_at", "-created_at", "duration", "-duration", "label", "-user_label", "status"]
+)
+def test_pages_cover_every_row_once_in_each_order(boss, sort):
+    for number in range(8):
+        make(
+            number,
+            created_at=NOW - timedelta(seconds=number // 2),
+            run_time=timedelta(microseconds=number // 3),
+            user_label="ab"[number % 2],
+        )
+    pages = walk(boss, f"{LIST}?sort={sort}", "Next")
+    assert sorted(number for page in pages for number in page) == list(range(8))
+    assert [len(page) for page in pages] == [3, 3, 2]
+
+
+def test_one_can_go_back_the_way_one_came(boss):
+    for number in range(7):
+        make(number)
+    last = walk(boss, LIST, "Next")[-1]
+    assert last == [0]
+    first = boss.get(LIST).content.decode()
+    second = boss.get(link(first, "Next")).content.decode()
+    third = boss.get(link(second, "Next")).content.decode()
+    assert walk(boss, link(third, "Previous"), "Previous") == [[3, 2, 1], [6, 5, 4]]
+    assert link(first, "Previous") is None
+    assert shown(boss.get(link(third, "First")).content.decode()) == [6, 5, 4]
+
+
+def test_a_short_page_before_a_place_is_the_first_page(boss):
+    records = [make(number) for number in range(5)]
+    page = boss.get(f"{LIST}?before={records[3].pk}.{NOW.isoformat()}".replace("+", "%2B")).content.decode()
+    assert shown(page) == [4, 3, 2]
+
+
+def test_new_tasks_and_deleted_ones_do_not_shift_a_page(boss):
+    for number in range(7):
+        make(number)
+    second = link(boss.get(LIST).content.decode(), "Next")
+    make(7, created_at=NOW + timedelta(seconds=1))
+    assert shown(boss.get(second).content.decode()) == [3, 2, 1]
+    # The row that the place was made from.
+    TaskRecord.objects.get(label="task 003").delete()
+    assert shown(boss.get(second).content.decode()) == [2, 1, 0]
+
+
+def test_a_page_whose_rows_are_all_gone_shows_the_beginning(boss):
+    for number in range(5):
+        make(number)
+    second = link(boss.get(LIST).content.decode(), "Next")
+    TaskRecord.objects.filter(label__in=["task 000", "task 001"]).delete()
+    assert shown(boss.get(second).content.decode()) == [4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["x", "1", "1.", "1.yesterday", "99999999999999999999.2026-01-01", "-1.2026-01-01", "1.\x00", "٣.2026-01-01"],
+)
+@pytest.mark.parametrize("parameter", ["from", "before"])
+def test_a_place_that_can_not_be_read_shows_the_beginning(boss, parameter, place):
+    make(1)
+    assert shown(boss.get(LIST, {parameter: place}).content.decode()) == [1]
+
+
+def test_the_filter_is_kept_from_page_to_page(boss):
+    for number in range(8):
+        make(number, group="odd" if number % 2 else "even")
+    assert walk(boss, f"{LIST}?group=odd", "Next") == [[7, 5, 3], [1]]
+
+
+def test_tabs_and_sorting_begin_at_the_first_page(boss):
+    for number in range(5):
+        make(number)
+    second = boss.get(link(boss.get(LIST).content.decode(), "Next")).content.decode()
+    assert link(second, "Task") == f"{LIST}?sort=label"
+    assert f'href="{LIST}?status=success"' in second
+
+
+def test_a_count_stops_at_its_cap(boss, monkeypatch):
+    monkeypatch.setattr(counting.capped_counts, "__kwdefaults__", {"cap": 4})
+    monkeypatch.setattr(counting.count_words, "__kwdefaults__", {"cap": 4})
+    for number in range(6):
+        make(number)
+    make(7, status=TaskStatus.FAILED)
+    page = boss.get(LIST).content.decode()
+    counts = dict(re.findall(r'>(\w+) <span class="pcrud-tab-count">([\d+]+)<', page))
+    assert counts == {"Queued": "0", "Running": "0", "Failed": "1", "Completed": "4+", "Cancelled": "0", "All": "4+"}
+
+
+def test_counts_have_thousands_separators():
+    assert counting.count_words(1_234) == "1,234"
+    assert counting.count_words(10_000) == "10,000"
+    assert counting.count_words(10_001) == "10,000+"
+
+
+def test_an_order_without_index_looks_at_the_newest_and_says_so(boss, monkeypatch):
+    monkeypatch.setattr(listing, "CAP", 4)
+    for number in range(8):
+        make(number, created_at=NOW + timedelta(seconds=number))
+    page = boss.get(LIST, {"sort": "label"}).content.decode()
+    assert shown(page) == [3, 4, 5]
+    assert "Only the first" in page
+    assert "Only the first" not in boss.get(LIST, {"sort": "-duration"}).content.decode()
