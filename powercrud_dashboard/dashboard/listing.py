@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.http import QueryDict
 from django.utils.functional import cached_property
 
-from powercrud_dashboard.dashboard.counting import CAP, capped_counts
+from powercrud_dashboard.dashboard.counting import CAP, Count, capped_counts, counts_among_first
 from powercrud_dashboard.dashboard.filters import TaskFilter
 from powercrud_dashboard.dashboard.keyset import Order, Page, page_of
 from powercrud_dashboard.models import TaskRecord, TaskStatus, search
@@ -52,30 +52,43 @@ class Listing:
         asked = self.parameters.get("sort", "")
         if asked.removeprefix("-") in SORTABLE:
             return asked
-        return {"created_at": "-created_at", "run_time": "-duration"}.get(self._indexed.column, "")
+        return {"created_at": "-created_at", "id": "-created_at", "run_time": "-duration"}.get(self._indexed.column, "")
 
     @cached_property
     def order(self) -> Order:
         if not self.sort:
             return self._indexed
-        return Order(SORTABLE[self.sort.removeprefix("-")], self.sort.startswith("-"))
+        column = SORTABLE[self.sort.removeprefix("-")]
+        if column == "created_at" and self._indexed.column == "id":
+            column = "id"
+        return Order(column, self.sort.startswith("-"))
 
     @property
     def shows_newest_first(self) -> bool:
-        return self.order == Order("created_at")
+        return self.order in (Order("created_at"), Order("id"))
 
     def matching(self, *, considered: int | None = search.CONSIDERED) -> QuerySet[TaskRecord]:
         """Return the tasks of this tab that pass the filters."""
         return self.filter.found(self.status, considered=considered)
 
-    def counts(self) -> dict[str, int]:
-        """Return how many tasks each tab has, by status; one more than the cap stands for more than the cap."""
-        return capped_counts({status: self._indexed.apply(self.filter.found(status)) for status in TaskStatus.values})
+    @cached_property
+    def counts(self) -> dict[str, Count]:
+        """How many tasks each tab has, by status, with all under ""."""
+        if self.filter.is_answered_by_status:
+            found = capped_counts(
+                {status: self._indexed.apply(self.filter.found(status)) for status in TaskStatus.values}
+            )
+            total = sum(found.values(), Count(0))
+        else:
+            found, total = counts_among_first(self._indexed.apply(self.filter.found()), TaskStatus.values)
+        return {**found, "": total}
 
     @cached_property
     def is_bounded(self) -> bool:
         """Whether only some of the matches are looked at: the newest for words, the first in an order without index."""
-        return self._window_start is not None or self.filter.is_bounded(self.status)
+        if self._window_start is not None:
+            return True
+        return self.counts[""].is_more and self.filter.is_bounded(self.status)
 
     def page(self, size: int, *, start: str | None = None) -> Page:
         """Return the page that the address asks for, or the one that starts at a place."""
@@ -111,8 +124,10 @@ class Listing:
         """The order in which the database finds what the filters want without looking at the rest."""
         if self.filter.wants_end_times:
             return Order("finished_at")
-        sorts_by_duration = self.parameters.get("sort", "").removeprefix("-") == "duration"
-        return Order("run_time" if sorts_by_duration or self.filter.wants_run_times else "created_at")
+        if self.filter.wants_run_times or self.parameters.get("sort", "").removeprefix("-") == "duration":
+            return Order("run_time")
+        # The search index hands out the records in the order of their keys, which is that of their creation.
+        return Order("id" if self.filter.wants_words else "created_at")
 
     def _sortable(self) -> QuerySet[TaskRecord]:
         """Return the tasks to put in order: all, or the first 10,000 where the order has no index."""

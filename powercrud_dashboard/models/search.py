@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Func, Q, QuerySet
+from django.db.models import F, Func, Q, QuerySet, Transform
 
 from powercrud_dashboard.models.history import TaskRecord
 
@@ -87,6 +87,28 @@ def matching(
     if status:
         parts.append(Words.of(status, "status", is_phrase=True))
     return records.filter(_Matches(F("pk"), parts, considered))
+
+
+class _Unindexed(Transform):
+    """The column as it is, but on SQLite not by way of its index."""
+
+    lookup_name = "unindexed"
+
+    template = "%(expressions)s"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template="+%(expressions)s")
+
+
+#: Columns that lists are filtered by, each of which has an index. SQLite, which knows nothing of how many rows an
+#: index leads to, would take theirs and look for the words in each row.
+for _name in ("status", "created_at", "finished_at", "run_time", "group", "cluster", "error_pattern"):
+    TaskRecord._meta.get_field(_name).register_lookup(_Unindexed)  # type: ignore[union-attr]
+
+
+def beside_words(column: str) -> str:
+    """Return how to filter by a column in a query that is about words as well."""
+    return f"{column}__{_Unindexed.lookup_name}"
 
 
 def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool:

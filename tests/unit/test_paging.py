@@ -138,8 +138,7 @@ def test_tabs_and_sorting_begin_at_the_first_page(boss):
 
 
 def test_a_count_stops_at_its_cap(boss, monkeypatch):
-    monkeypatch.setattr(counting.capped_counts, "__kwdefaults__", {"cap": 4})
-    monkeypatch.setattr(counting.count_words, "__kwdefaults__", {"cap": 4})
+    monkeypatch.setattr(counting, "CAP", 4)
     for number in range(6):
         make(number)
     make(7, status=TaskStatus.FAILED)
@@ -149,9 +148,19 @@ def test_a_count_stops_at_its_cap(boss, monkeypatch):
 
 
 def test_counts_have_thousands_separators():
-    assert counting.count_words(1_234) == "1,234"
-    assert counting.count_words(10_000) == "10,000"
-    assert counting.count_words(10_001) == "10,000+"
+    assert str(counting.Count(1_234)) == "1,234"
+    assert str(counting.Count(6_000) + counting.Count(4_000)) == "10,000"
+    assert str(counting.Count(6_000) + counting.Count(6_000)) == "10,000+"
+
+
+def test_counts_of_a_filter_are_of_its_first_matches(boss, monkeypatch):
+    monkeypatch.setattr(counting, "CAP", 4)
+    for number in range(6):
+        make(number, group="nightly", status=TaskStatus.FAILED if number > 3 else TaskStatus.SUCCESS)
+    page = boss.get(LIST, {"group": "nightly"}).content.decode()
+    counts = dict(re.findall(r'>(\w+) <span class="pcrud-tab-count">([\d+]+)<', page))
+    assert counts["Failed"] == "2+"
+    assert counts["All"] == "4+"
 
 
 def test_an_order_without_index_looks_at_the_newest_and_says_so(boss, monkeypatch):

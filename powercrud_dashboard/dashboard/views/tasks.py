@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard import access, queueing
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard.counting import CAP, count_words
+from powercrud_dashboard.dashboard.counting import Count
 from powercrud_dashboard.dashboard.listing import NEWER_AT_MOST, Listing
 from powercrud_dashboard.dashboard.live import live_tasks, running_state
 from powercrud_dashboard.dashboard.objects import ObjectLinks
@@ -38,7 +38,7 @@ STALE_AFTER_WITH_UNFINISHED = 10
 class Tab:
     status: str | None
     label: Any
-    count: str
+    count: Count
     is_current: bool
 
 
@@ -55,8 +55,7 @@ class TaskListView(RefreshingPageView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         listing, user = self.listing, self.request.user
-        counts = listing.counts()
-        matching = counts[listing.status] if listing.status else sum(counts.values())
+        matching = listing.counts[listing.status]
         # Rows that are ticked stay where they are; new ones are announced above them.
         held_at = self.shown_newest if self.is_held and listing.is_first_page else ""
         page = listing.page(app_settings.DASHBOARD_PAGE_SIZE, start=held_at or None)
@@ -78,7 +77,7 @@ class TaskListView(RefreshingPageView):
         flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
         return super().get_context_data(
             title=_("Background tasks"),
-            tabs=self._tabs(counts),
+            tabs=self._tabs(),
             table=table,
             page=page,
             filter=listing.filter,
@@ -86,11 +85,10 @@ class TaskListView(RefreshingPageView):
             bulk_actions=actions,
             bulk_url=self.url("bulk"),
             exports=[(name, self.url("export", name)) for name in ("csv", "json")],
-            has_matching=bool(matching),
-            matching_count=min(matching, CAP + 1),
-            matching_words=count_words(matching),
+            has_matching=bool(page.records),
+            matching=matching,
             is_bounded=listing.is_bounded,
-            considered=count_words(CONSIDERED),
+            considered=Count(CONSIDERED),
             newest=newest,
             newer=newer,
             newer_words=f"{NEWER_AT_MOST}+" if newer > NEWER_AT_MOST else str(newer),
@@ -125,10 +123,10 @@ class TaskListView(RefreshingPageView):
             return listing.newest_place(), 0
         return known, listing.newer_than(known)
 
-    def _tabs(self, counts: dict[str, int]) -> list[Tab]:
-        current = self.listing.status
-        tabs = [Tab(status, label, count_words(counts[status]), status == current) for status, label in TABS]
-        return [*tabs, Tab(None, _("All"), count_words(sum(counts.values())), not current)]
+    def _tabs(self) -> list[Tab]:
+        counts, current = self.listing.counts, self.listing.status
+        tabs = [Tab(status, label, counts[status], status == current) for status, label in TABS]
+        return [*tabs, Tab(None, _("All"), counts[""], not current)]
 
     def _row_actions(self, allowed: list[BulkAction], record: TaskRecord) -> list[RowAction]:
         bulk_url = self.url("bulk")
