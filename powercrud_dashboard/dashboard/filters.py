@@ -115,11 +115,11 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
     def filter_duration(self, queryset: QuerySet[TaskRecord], name: str, value: Any) -> QuerySet[TaskRecord]:
         return queryset.filter((f"{self._column('run_time')}__gt", timedelta(seconds=float(value))))
 
-    def found(self, status: str = "", *, considered: int | None = search.CONSIDERED) -> QuerySet[TaskRecord]:
+    def found(self, status: str = "", *, considers_all: bool = False) -> QuerySet[TaskRecord]:
         """Return the records of this status (all, if empty) that pass.
 
-        None do as long as a filter was filled in wrongly, rather than too many. ``considered`` bounds how many
-        records with the wanted words are looked at, where the database can't do without.
+        None do as long as a filter was filled in wrongly, rather than too many. Where the
+        database can't do without a bound on how many matches are looked at, ``considers_all`` takes the time.
         """
         passed: QuerySet[TaskRecord] = self.qs
         if not self.form.is_valid():
@@ -128,7 +128,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             passed = passed.filter((self._column("status"), status))
         if not self._words:
             return passed
-        return search.matching(passed, self._words, status=status, considered=considered)
+        return search.matching(passed, self._words, status=status, considers_all=considers_all)
 
     def is_bounded(self, status: str) -> bool:
         """Return whether :meth:`found` leaves matches out, as there are so many."""

@@ -45,8 +45,8 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
     )
     locks = tables.Column(verbose_name=_("Locks"), empty_values=(), orderable=False)
-    duration = tables.Column(verbose_name=_("Queued / ran for"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
-    created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True, attrs={"td": {"class": "pcrud-time"}})
+    duration = tables.Column(verbose_name=_("Time"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
+    created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True)
     actions = tables.Column(
         verbose_name=_("Actions"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-row-actions"}}
     )

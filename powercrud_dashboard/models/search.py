@@ -72,12 +72,12 @@ class Words:
 
 
 def matching(
-    records: QuerySet[TaskRecord], wanted: Iterable[Words], *, status: str = "", considered: int | None = CONSIDERED
+    records: QuerySet[TaskRecord], wanted: Iterable[Words], *, status: str = "", considers_all: bool = False
 ) -> QuerySet[TaskRecord]:
     """Return those of the records in which all of the words are found.
 
-    ``status`` is one that the caller filters by as well: it helps the index. ``considered`` bounds how many of
-    the newest matches SQLite looks at; None for all.
+    ``status`` is one that the caller filters by as well: it helps the index. SQLite looks at the newest
+    ``CONSIDERED`` matches only, unless ``considers_all``.
     """
     parts = list(wanted)
     if not all(part.words for part in parts):
@@ -86,7 +86,7 @@ def matching(
         return records.filter(*(part.as_lookups() for part in parts))
     if status:
         parts.append(Words.of(status, "status", is_phrase=True))
-    return records.filter(_Matches(F("pk"), parts, considered))
+    return records.filter(_Matches(F("pk"), parts, None if considers_all else CONSIDERED))
 
 
 class _Unindexed(Transform):

@@ -119,3 +119,54 @@ def test_a_whole_page_is_ticked_at_once(page, manager):
     page.goto(LIST)
     page.get_by_label("All on this page").check()
     expect(page.locator("input[name=selected]:checked")).to_have_count(3)
+
+
+def test_the_list_is_worked_through_with_the_keyboard(page, manager):
+    for number in range(3):
+        manager.launch_async_task(tasks.add, number, label=f"Task number {number}")
+    page.goto(LIST)
+    expect(page.get_by_label("Refresh")).to_be_visible()
+    page.keyboard.press("j")
+    expect(page.get_by_role("link", name="Task number 2")).to_be_focused()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    expect(page.get_by_label("Select Task number 1")).to_be_checked()
+    page.keyboard.press("k")
+    expect(page.get_by_role("link", name="Task number 2")).to_be_focused()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Search")).to_be_focused()
+    # Inside of a field keys are letters.
+    page.keyboard.type("jx?")
+    expect(page.get_by_label("Search")).to_have_value("jx?")
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_r_refreshes_at_once_even_where_nothing_refreshes_itself(page, manager):
+    page.goto(LIST)
+    page.get_by_label("Refresh").select_option("0")
+    expect(page.locator("[hx-trigger^=every]")).to_have_count(0)
+    manager.launch_async_task(tasks.add, 1, label="Newcomer")
+    page.keyboard.press("r")
+    expect(page.get_by_role("link", name="Newcomer")).to_be_visible()
+
+
+def test_a_task_is_cancelled_from_its_row(page, manager, record_of):
+    name = manager.launch_async_task(tasks.add, 1, label="Wrong one")
+    page.goto(f"{LIST}?status=pending")
+    page.get_by_role("button", name="Cancel Wrong one").click()
+    expect(page.get_by_text("The task was cancelled.")).to_be_visible()
+    assert page.url.endswith("?status=pending")
+    assert record_of(name).status == "cancelled"
+
+
+def test_a_traceback_is_copied(page, manager, record_of):
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task(tasks.fail, task_key="broken", sync=True)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{LIST}{record_of('broken').pk}/change/")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert "ValueError: it broke" in page.evaluate("navigator.clipboard.readText()")

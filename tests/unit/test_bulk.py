@@ -132,3 +132,11 @@ def test_the_way_back_stays_on_this_site(boss, four):
     response = boss.post(BULK, {"action": "explode", "filter": "//evil.example/\r\nX: y"})
     assert response["Location"].startswith(f"{LIST}?")
     assert "\n" not in response["Location"]
+
+
+def test_a_button_beside_a_row_is_about_that_task_whatever_is_ticked(boss, four):
+    data = {"row": f"delete:{four['Bad'].pk}", "selected": [four["Worse"].pk], "all": "1"}
+    page = boss.post(BULK, data).content.decode()
+    assert "Delete: 1 task." in " ".join(page.replace("</strong>", "").split())
+    assert f'name="selected" value="{four["Bad"].pk}"' in page
+    assert f'name="selected" value="{four["Worse"].pk}"' not in page

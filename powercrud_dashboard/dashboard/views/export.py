@@ -51,7 +51,7 @@ class ExportView(DashboardView):
         if file_format not in writers:
             raise Http404(_("Tasks can be exported as csv or json."))
         write, content_type = writers[file_format]
-        records = Listing(request.GET, request.user).matching(considered=None)
+        records = Listing(request.GET, request.user).matching(considers_all=True)
         name = f"tasks-{timezone.now():%Y%m%d-%H%M%S}.{file_format}"
         return StreamingHttpResponse(
             write(_rows(records)),

@@ -9,6 +9,7 @@ from django_htmx.http import HTMX_STOP_POLLING
 
 from powercrud_dashboard import access
 from powercrud_dashboard.dashboard.live import live_tasks
+from powercrud_dashboard.dashboard.objects import ObjectLinks
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskRecord
 
@@ -37,7 +38,7 @@ class TaskView(RefreshingPageView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         user, record = self.request.user, self.record
         visible = TaskRecord.objects.visible_to(user)
-        objects = record.affected_objects[:SHOWN_OBJECTS] or list(record.objects_worked_on.all()[:SHOWN_OBJECTS])
+        objects = self._objects()
         live = live_tasks([record]).get(record.task_name)
         events = record.events.order_by("-timestamp", "-pk")[: SHOWN_EVENTS + 1]
         return super().get_context_data(
@@ -54,6 +55,16 @@ class TaskView(RefreshingPageView):
             cancel_url=self.url("cancel", record.pk) if access.may_cancel(user, record) else "",
             **kwargs,
         )
+
+    def _objects(self) -> list[tuple[str, str]]:
+        """Return the first objects, each with the address of its admin page if this person may open that."""
+        keyed = list(self.record.objects_worked_on.order_by("pk")[:SHOWN_OBJECTS])
+        described = self.record.affected_objects[:SHOWN_OBJECTS]
+        if described and not any(item.text for item in keyed):
+            # Which words belong to which key is not known.
+            return [(text, "") for text in described]
+        links = ObjectLinks(self.admin_site, self.request)
+        return [(str(item), links.url(item.model_label, item.object_id)) for item in keyed]
 
     def _linked(self, records: QuerySet[TaskRecord]) -> list[tuple[TaskRecord, str]]:
         return [(record, self.url("change", record.pk)) for record in records]

@@ -1,0 +1,44 @@
+"""With many records each view of the list is as little work for the database as with few."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection
+
+from powercrud_dashboard.dashboard import counting, listing
+from powercrud_dashboard.models import TaskObject, TaskRecord, search
+from tests import work
+from tests.benchmarks import seed
+from tests.benchmarks.pages import ADDRESSES, LIST
+
+RECORDS = 10_000
+#: In the place of 10,000, so that looking at all records is much more than looking at those.
+CAP = 100
+#: Rows, or as much work: a count for each of five tabs and all, and as much again to be found in order.
+BOUND = 2_500
+
+
+@pytest.fixture(scope="module")
+def many_records(django_db_setup, django_db_blocker):
+    with django_db_blocker.unblock():
+        seed.fill(RECORDS)
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("VACUUM ANALYZE")
+        yield
+        TaskObject.objects.all().delete()
+        TaskRecord.objects.all().delete()
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("many_records")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address):
+    monkeypatch.setattr(counting, "CAP", CAP)
+    monkeypatch.setattr(listing, "CAP", CAP)
+    monkeypatch.setattr(search, "CONSIDERED", CAP)
+    client = client_of(superuser)
+    response, queries, heaviest, plan = work.of_request(lambda: client.get(LIST + address))
+    assert response.status_code == 200
+    assert queries <= 12
+    assert heaviest <= BOUND, plan
