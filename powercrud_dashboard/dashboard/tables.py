@@ -15,7 +15,7 @@ from django_tables2.data import TableListData
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.models import ConflictLock, TaskRecord
-from powercrud_dashboard.models.status import FINISHED, UNFINISHED
+from powercrud_dashboard.models.status import UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,6 @@ class TaskTable(tables.Table):  # type: ignore[misc]
     progress = tables.Column(
         verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
     )
-    locks = tables.Column(verbose_name=_("Locks"), empty_values=(), orderable=False)
     duration = tables.Column(verbose_name=_("Time"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
     created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True)
     actions = tables.Column(
@@ -60,7 +59,6 @@ class TaskTable(tables.Table):  # type: ignore[misc]
             "affected_count",
             "user_label",
             "progress",
-            "locks",
             "duration",
             "created_at",
             "actions",
@@ -82,8 +80,6 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         request: HttpRequest,
     ) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
-        if status in FINISHED:
-            exclude.append("locks")
         super().__init__(InOrder(list(records)), exclude=exclude, order_by=sort, request=request)
         self.columns["duration"].column.orderable = status not in UNFINISHED
         self.live = live
@@ -111,10 +107,6 @@ class TaskTable(tables.Table):  # type: ignore[misc]
 
     def render_progress(self, record: TaskRecord) -> str:
         return self._partial("shared/_progress.html", record, is_in_list=True)
-
-    def render_locks(self, record: TaskRecord) -> str:
-        live = self.live.get(record.task_name)
-        return str(live.lock_count) if live and live.lock_count else "–"
 
     def render_duration(self, record: TaskRecord) -> str:
         return self._partial("shared/_duration.html", record)

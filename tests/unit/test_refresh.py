@@ -200,3 +200,8 @@ def test_running_tasks_tell_their_worker_and_when_it_was_heard_of(boss, manager)
     ActiveTask.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=12))
     page = boss.get(LIST).content.decode()
     assert re.search(r"worker 4711 on worker-7, heard 1[2-9] s ago", page)
+
+
+def test_unfinished_tasks_tell_how_many_objects_they_lock(boss, manager):
+    manager.launch_async_task(tasks.add, 1, conflict_ids={"testapp.Project": {1, 2, 3, 4}})
+    assert "(4 locked)" in boss.get(LIST).content.decode()
