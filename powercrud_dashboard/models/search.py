@@ -13,9 +13,9 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from django.db import connections, models
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Func, Q, QuerySet, Transform
+from django.db.models import F, Lookup, Q, QuerySet, Transform
 
 from powercrud_dashboard.models.history import TaskRecord
 
@@ -138,25 +138,27 @@ def has_index(using: str) -> bool:
     return _kind(connections[using]) != ""
 
 
-class _Matches(Func):
-    """Whether the record with this primary key is in the index under the wanted words."""
+class _Matches(Lookup):
+    """Whether the record with this primary key is in the index under the wanted words.
 
-    output_field = models.BooleanField()
+    A lookup, which Django writes into WHERE as it is: a boolean expression it may compare with true first,
+    and then SQLite does not look into the index.
+    """
+
+    prepare_rhs = False
 
     def __init__(self, pk: Any, parts: list[Words], considered: int | None) -> None:
-        super().__init__(pk)
-        self.parts = parts
-        self.considered = considered
+        super().__init__(pk, (tuple(parts), considered))
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
-        pk, params = compiler.compile(self.source_expressions[0])
-        found = _fts5_rows(self.considered)
-        return f"{pk} IN ({found})", (*params, _fts5_query(self.parts))
+        pk, params = compiler.compile(self.lhs)
+        parts, considered = self.rhs
+        return f"{pk} IN ({_fts5_rows(considered)})", (*params, _fts5_query(parts))
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
-        pk, params = compiler.compile(self.source_expressions[0])
+        pk, params = compiler.compile(self.lhs)
         table, __, __ = pk.rpartition(".")
-        query = " & ".join(part.as_tsquery() for part in self.parts)
+        query = " & ".join(part.as_tsquery() for part in self.rhs[0])
         return f"{table}.words @@ to_tsquery('simple', %s)", (*params, query)
 
 
