@@ -69,7 +69,6 @@ class Page:
     records: list[TaskRecord]
     previous: str = ""
     following: str = ""
-    is_first: bool = True
 
 
 def page_of(records: QuerySet[TaskRecord], order: Order, size: int, *, start: str = "", before: str = "") -> Page:
@@ -83,7 +82,7 @@ def page_of(records: QuerySet[TaskRecord], order: Order, size: int, *, start: st
         if len(rows) >= size:
             shown = rows[:size][::-1]
             previous = order.place_of(shown[0]) if len(rows) > size else ""
-            return Page(shown, previous, before, is_first=not previous)
+            return Page(shown, previous, before)
     later = order.from_place(start) if start else None
     rows = list(order.apply(records if later is None else records.filter(later))[: size + 1])
     shown = rows[:size]
@@ -95,4 +94,4 @@ def page_of(records: QuerySet[TaskRecord], order: Order, size: int, *, start: st
         return page_of(records, order, size)
     first = order.place_of(shown[0])
     has_earlier = records.filter(order.before_place(first) or Q()).exists()
-    return Page(shown, first if has_earlier else "", following, is_first=not has_earlier)
+    return Page(shown, first if has_earlier else "", following)

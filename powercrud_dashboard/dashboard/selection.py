@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard import access
+from powercrud_dashboard.dashboard.keyset import DIGITS_OF_A_KEY
 from powercrud_dashboard.dashboard.listing import WIDE, Listing
 from powercrud_dashboard.models import TaskRecord
 
@@ -96,7 +97,7 @@ class Selection:
         if action is None:
             return None
         ticked = [row_key] if row_action else data.getlist("selected")
-        selection = cls(action, ticked=[key for key in ticked if key.isdecimal()])
+        selection = cls(action, ticked=[key for key in ticked if _is_key(key)])
         takes_all = bool(data.get("all")) and not row_action
         chosen = _matching(data, user) if takes_all else _ticked(selection.ticked, user)
         records = list(chosen.defer(*WIDE)[: ACT_ON_AT_MOST + 1])
@@ -109,6 +110,10 @@ class Selection:
         return selection
 
 
+def _is_key(text: str) -> bool:
+    return text.isdecimal() and len(text) <= DIGITS_OF_A_KEY
+
+
 def _ticked(keys: list[str], user: Person) -> QuerySet[TaskRecord]:
     return TaskRecord.objects.visible_to(user).filter(pk__in=keys)
 
@@ -116,6 +121,6 @@ def _ticked(keys: list[str], user: Person) -> QuerySet[TaskRecord]:
 def _matching(data: QueryDict, user: Person) -> QuerySet[TaskRecord]:
     """Return what the list shows, with the same filter, so that "all" are those which the person has seen."""
     matching = Listing(QueryDict(data.get("filter", "")), user).matching()
-    if (up_to := data.get("up_to", "")).isdecimal():
+    if _is_key(up_to := data.get("up_to", "")):
         matching = matching.filter(pk__lte=up_to)
     return matching

@@ -34,21 +34,17 @@ class InOrder(TableListData):  # type: ignore[misc]
 class TaskTable(tables.Table):  # type: ignore[misc]
     """The rows of the task list. Cells that say more than a value are partials."""
 
-    selected = tables.Column(
-        verbose_name=_("Select"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-tick"}}
-    )
+    selected = tables.Column(verbose_name=_("Select"), empty_values=(), orderable=False)
     status = tables.Column(verbose_name=_("Status"))
     label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
-    affected_count = tables.Column(verbose_name=_("Objects"), attrs={"td": {"class": "pcrud-some-objects"}})
+    affected_count = tables.Column(verbose_name=_("Objects"))
     user_label = tables.Column(verbose_name=_("Launched by"), default="–")
     progress = tables.Column(
         verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
     )
     duration = tables.Column(verbose_name=_("Time"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
     created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True)
-    actions = tables.Column(
-        verbose_name=_("Actions"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-row-actions"}}
-    )
+    actions = tables.Column(verbose_name=_("Actions"), empty_values=(), orderable=False)
 
     class Meta:
         model = TaskRecord

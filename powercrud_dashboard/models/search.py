@@ -175,6 +175,10 @@ def ensure_index(connection: BaseDatabaseWrapper) -> None:
         cursor.execute(*_COUNT_PARTS[kind])
         if cursor.fetchone()[0] == PARTS[kind]:
             return
+        columns = {column.name for column in connection.introspection.get_table_description(cursor, TABLE)}
+        if not columns.issuperset(COLUMNS):
+            # Migrated back to a state of before the index.
+            return
         for statement in (*_DROP[kind], *_CREATE[kind]):
             cursor.execute(statement)
 

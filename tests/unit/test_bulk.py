@@ -96,6 +96,7 @@ def test_a_click_acts_on_a_limited_number_and_says_so(boss, four, monkeypatch):
         ({"action": "explode", "selected": ["1"]}, "Choose what to do"),
         ({"action": "retry"}, "Select tasks first"),
         ({"action": "retry", "selected": ["x"]}, "Select tasks first"),
+        ({"action": "retry", "selected": ["9" * 30]}, "Select tasks first"),
         ({"action": "retry", "all": "1", "filter": "longer_than=soon"}, "Select tasks first"),
     ],
 )

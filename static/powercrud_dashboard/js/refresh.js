@@ -34,20 +34,7 @@
     }
   });
 
-  // What is folded open stays open.
-  let open = [];
-  document.addEventListener("htmx:beforeSwap", (event) => {
-    open = [...event.target.querySelectorAll("details[open][id]")].map((details) => details.id);
-  });
-  document.addEventListener("htmx:afterSwap", () => {
-    open.forEach((id) => {
-      const details = document.getElementById(id);
-      if (details) {
-        details.open = true;
-      }
-    });
-    reveal(document);
-  });
+  document.addEventListener("htmx:afterSwap", () => reveal(document));
 
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-pcrud-submit-on-change]")) {
