@@ -204,12 +204,14 @@ def _complete(task_name: str, payload: Mapping[str, Any]) -> bool:
 
 
 def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
+    reason = payload.get("reason") or FailureReason.ERROR
     error = clean_text(payload.get("error") or payload.get("result") or "", LONG)
     return TaskRecord.objects.all().record_failure(
         task_name,
-        reason=payload.get("reason") or FailureReason.ERROR,
+        reason=reason,
         error=error,
-        error_pattern=message_pattern(payload.get("exception_class") or "", error, SHORT),
+        # Never empty, so that failures without a word are a group as well.
+        error_pattern=message_pattern(payload.get("exception_class") or "", error, SHORT) or reason,
         exception_class=clean_text(payload.get("exception_class") or "", SHORT),
         traceback=clean_text(payload.get("traceback") or "", LONG),
         **_last_progress(payload),

@@ -7,7 +7,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
+from django.utils.timezone import localtime
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_tables2.data import TableListData
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from powercrud_dashboard.dashboard.live import LiveTask
-    from powercrud_dashboard.dashboard.selection import RowAction
+    from powercrud_dashboard.dashboard.selection import BulkAction, RowAction
+    from powercrud_dashboard.dashboard.triage import FailureGroup
 
 
 class InOrder(TableListData):  # type: ignore[misc]
@@ -114,6 +117,59 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         live = self.live.get(record.task_name)
         context = {"record": record, "live": live, "task_url": self.task_url(record), **more}
         return render_to_string(f"powercrud_dashboard/{name}", context)
+
+
+class FailureTable(tables.Table):  # type: ignore[misc]
+    """The rows of the failures page: what the failures of a group share, how many, since when."""
+
+    pattern = tables.Column(verbose_name=_("Error"), attrs={"td": {"class": "pcrud-label"}}, empty_values=())
+    func = tables.Column(verbose_name=_("Function"), attrs={"td": {"class": "pcrud-label"}})
+    count = tables.Column(
+        verbose_name=_("Tasks"), attrs={"td": {"class": "pcrud-number"}}, initial_sort_descending=True
+    )
+    first = tables.DateTimeColumn(verbose_name=_("First"), short=True, initial_sort_descending=True)
+    last = tables.DateTimeColumn(verbose_name=_("Last"), short=True, initial_sort_descending=True)
+    actions = tables.Column(verbose_name=_("Actions"), empty_values=(), orderable=False)
+
+    class Meta:
+        template_name = "powercrud_dashboard/tasks/_table.html"
+        empty_text = _("Nothing failed in this time.")
+
+    def __init__(
+        self,
+        groups: Sequence[FailureGroup],
+        *,
+        group_url: Callable[[FailureGroup], str],
+        function_url: Callable[[FailureGroup], str],
+        task_url: Callable[[int], str],
+        actions: Sequence[BulkAction],
+        bulk_url: str,
+        request: HttpRequest,
+    ) -> None:
+        super().__init__(groups, exclude=() if actions else ("actions",), request=request)
+        self.group_url = group_url
+        self.function_url = function_url
+        self.task_url = task_url
+        self.bulk_actions = actions
+        self.bulk_url = bulk_url
+        tables.RequestConfig(request, paginate=False).configure(self)
+
+    def render_pattern(self, record: FailureGroup) -> str:
+        return self._partial("_error.html", record, url=self.group_url(record) if record.query else "")
+
+    def render_func(self, record: FailureGroup) -> str:
+        return link(self.function_url(record), record.func)
+
+    def render_last(self, record: FailureGroup) -> str:
+        return link(self.task_url(record.newest_pk), date_format(localtime(record.last), "SHORT_DATETIME_FORMAT"))
+
+    def render_actions(self, record: FailureGroup) -> str:
+        if not record.query:
+            return ""
+        return self._partial("_actions.html", record, actions=self.bulk_actions, bulk_url=self.bulk_url)
+
+    def _partial(self, name: str, group: FailureGroup, **more: Any) -> str:
+        return render_to_string(f"powercrud_dashboard/failures/{name}", {"group": group, **more}, request=self.request)
 
 
 class LockTable(tables.Table):  # type: ignore[misc]

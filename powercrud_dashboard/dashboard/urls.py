@@ -10,6 +10,7 @@ from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
 from powercrud_dashboard.dashboard.views.export import ExportView
+from powercrud_dashboard.dashboard.views.failures import FailuresView
 from powercrud_dashboard.dashboard.views.locks import LockListView
 from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
@@ -35,6 +36,7 @@ def dashboard_urls(
         ("", TaskListView, "changelist"),
         ("bulk/", BulkActionView, "bulk"),
         ("export/<str:file_format>/", ExportView, "export"),
+        ("failures/", FailuresView, "failures"),
         ("refresh/", RefreshIntervalView, "refresh"),
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),

@@ -242,6 +242,10 @@ class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
     def of_task(self, task_name: str) -> TaskEventQuerySet:
         return self.filter(record__task_name=task_name)
 
+    def newest_pk(self) -> int | None:
+        """Return the key of the last event of all: another one says that something has happened."""
+        return self.order_by("-pk").values_list("pk", flat=True).first()
+
 
 class TaskEvent(models.Model):
     """Something that happened to a task, when, and by whom."""

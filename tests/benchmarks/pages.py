@@ -63,6 +63,9 @@ ADDRESSES = (
     "?sort=label",
     "?sort=-user_label&status=failed",
     "?sort=label&finished_after=2001-01-01",
+    "failures/",
+    "failures/?within=7d",
+    "failures/?within=7d&function=billing.tasks.close_year",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from powercrud_dashboard.dashboard import counting, listing
+from powercrud_dashboard.dashboard import counting, listing, triage
 from powercrud_dashboard.models import TaskObject, TaskRecord, search
 from tests import work
 from tests.benchmarks import seed
@@ -53,6 +53,7 @@ def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address
     monkeypatch.setattr(counting, "CAP", CAP)
     monkeypatch.setattr(listing, "CAP", CAP)
     monkeypatch.setattr(search, "CONSIDERED", CAP)
+    monkeypatch.setattr(triage, "CONSIDERED", CAP)
     client = client_of(superuser)
     response, queries, heaviest, plan = work.of_request(lambda: client.get(LIST + address))
     assert response.status_code == 200

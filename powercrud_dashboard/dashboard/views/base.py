@@ -11,6 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views import View
 from django.views.generic.base import ContextMixin, TemplateResponseMixin
@@ -59,6 +60,14 @@ class DashboardView(AccessMixin, ContextMixin, View):
         clean = QueryDict(query).urlencode()
         return f"{self.url('changelist')}?{clean}" if clean else self.url("changelist")
 
+    def next_url(self, fallback: str) -> str:
+        """Return the address that the form names as ``next`` if it is on this site, else ``fallback``."""
+        address = self.request.POST.get("next", "")
+        is_ours = url_has_allowed_host_and_scheme(
+            address, allowed_hosts={self.request.get_host()}, require_https=self.request.is_secure()
+        )
+        return address if is_ours else fallback
+
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         # A refresh replaces a part within the frame, which costs permission checks for each model to build.
         frame = {} if self.is_partial_request else self.admin_site.each_context(self.request)
@@ -72,7 +81,10 @@ class DashboardView(AccessMixin, ContextMixin, View):
 
     def _pages(self) -> list[PageLink]:
         """Return the pages that this person may open."""
-        pages = [PageLink(_("Tasks"), self.url("changelist"), self.page_name == "changelist")]
+        pages = [
+            PageLink(_("Tasks"), self.url("changelist"), self.page_name == "changelist"),
+            PageLink(_("Failures"), self.url("failures"), self.page_name == "failures"),
+        ]
         if access.has_permission(self.request.user, "view_conflictlock"):
             pages.append(PageLink(_("Locks"), self.url("locks"), self.page_name == "locks"))
         if access.has_permission(self.request.user, "view_taskrecord"):

@@ -98,5 +98,5 @@ class BulkActionView(TemplateResponseMixin, DashboardView):
         return redirect(self._back_url())
 
     def _back_url(self) -> str:
-        """Return the address of the list as the person has left it."""
-        return self.list_url(self.request.POST.get("filter", ""))
+        """Return the address of the page where the person chose the tasks, which is the list as a rule."""
+        return self.next_url(self.list_url(self.request.POST.get("filter", "")))

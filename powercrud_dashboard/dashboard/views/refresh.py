@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.utils.http import url_has_allowed_host_and_scheme
 
 from powercrud_dashboard.dashboard.views.base import REFRESH_COOKIE, DashboardView, refresh_choices
 
@@ -15,11 +14,7 @@ class RefreshIntervalView(DashboardView):
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        address = request.POST.get("next", "")
-        is_ours = url_has_allowed_host_and_scheme(
-            address, allowed_hosts={request.get_host()}, require_https=request.is_secure()
-        )
-        response = redirect(address if is_ours else self.url("changelist"))
+        response = redirect(self.next_url(self.url("changelist")))
         seconds = request.POST.get("seconds", "")
         if seconds in {str(choice) for choice in refresh_choices()}:
             response.set_cookie(

@@ -106,7 +106,7 @@ class TaskListView(RefreshingPageView):
     def _state(self, flags: str) -> str:
         """Return a text that differs when a list with such rows (``flags``) may have changed."""
         seconds = STALE_AFTER_WITH_UNFINISHED if flags else STALE_AFTER
-        last_event = TaskEvent.objects.order_by("-pk").values_list("pk", flat=True).first()
+        last_event = TaskEvent.objects.all().newest_pk()
         running = running_state() if _RUNNING in flags else ""
         held = _HELD if self.is_held else ""
         return f"{flags}{held}.{int(time.time() // seconds)}.{last_event}.{running}"
