@@ -35,8 +35,22 @@ def may_retry(user: Person, record: TaskRecord) -> bool:
     return record.is_finished and has_permission(user, "retry_taskrecord")
 
 
+def may_edit_and_retry(user: Person, record: TaskRecord) -> bool:
+    """Return whether this person may run the task again with other arguments than those it was launched with."""
+    return may_retry(user, record) and has_permission(user, "change_taskrecord")
+
+
+def may_delete(user: Person, record: TaskRecord) -> bool:
+    return record.is_finished and has_permission(user, "delete_taskrecord")
+
+
 def may_release_locks(user: Person) -> bool:
     return has_permission(user, "release_conflictlock")
+
+
+def may_change_schedules(user: Person) -> bool:
+    """Return whether this person may run, pause and resume schedules, which are django-q2's."""
+    return user.is_active and user.has_perm("django_q.change_schedule")
 
 
 def may_cancel(user: Person, record: TaskRecord) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.urls import URLPattern, URLResolver, include, path
@@ -150,8 +150,18 @@ class AsyncManager:
                 lifecycle.emit(owner, "cancel_requested", task_name, actor=user)
         return requested
 
-    def retry_task(self, task_name: str, user: AbstractUser | None = None) -> str:
+    def retry_task(
+        self,
+        task_name: str,
+        user: AbstractUser | None = None,
+        *,
+        task_args: Sequence[Any] | None = None,
+        task_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         """Launch an ended task again, with the same function, arguments, objects and locks.
+
+        ``task_args`` and ``task_kwargs``, if given, take the place of its positional and keyword
+        arguments. What differs is recorded. The objects and locks stay those of the first launch.
 
         Returns the name of the new task, whose record is linked to the first.
 
@@ -160,13 +170,14 @@ class AsyncManager:
                 already, or what it was launched with can't be restored.
             TaskConflict: if somebody else holds one of its objects.
             EnqueueError: if the broker does not take the new task.
+            TypeError: if the arguments don't fit the function.
         """
         try:
-            return retrying.retry(self, task_name, user)
+            return retrying.retry(self, task_name, user, task_args=task_args, task_kwargs=task_kwargs)
         except TaskConflict as conflict:
             if not cleanup.release_stale_holders(self.resolve_manager, conflict.holders):
                 raise
-            return retrying.retry(self, task_name, user)
+            return retrying.retry(self, task_name, user, task_args=task_args, task_kwargs=task_kwargs)
 
     # Conflict locks
 

@@ -116,6 +116,7 @@ def add_event(
 #: Facts of an event that the timeline keeps beside its message.
 _KEPT_DETAILS = (
     "attempt",
+    "changed_arguments",
     "conflict_lock_keys",
     "current",
     "exception_class",

@@ -1,4 +1,4 @@
-"""All that is said to django-q2: enqueue, look into the queue, ask clusters, schedule."""
+"""All that is said to django-q2's queue: enqueue, look into it, ask clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django.utils import timezone
 from django_q.brokers import Broker, get_broker
 from django_q.brokers.orm import ORM as ORMBroker
 from django_q.conf import Conf
-from django_q.models import OrmQ, Schedule, Task
+from django_q.models import OrmQ, Task
 from django_q.signing import BadSignature, SignedPackage
 from django_q.status import Stat
 from django_q.tasks import async_task
@@ -190,15 +190,6 @@ def probe(timeout_ms: int) -> bool:
         Task.objects.filter(name=name).delete()
 
 
-def ensure_schedule(func: str, *, name: str, seconds: int) -> bool:
-    """Make ``func`` run every so many seconds (at least a minute). Return whether the schedule is new."""
-    interval = {"schedule_type": Schedule.MINUTES, "minutes": max(1, round(seconds / 60))}
-    __, created = Schedule.objects.update_or_create(
-        name=name, defaults={"func": func, **interval}, create_defaults={"func": func, "repeats": -1, **interval}
-    )
-    return bool(created)
-
-
 def cluster_settings() -> dict[str, dict[str, Any]]:
     """Return the effective Q_CLUSTER settings of each cluster, under its name."""
     main = getattr(settings, "Q_CLUSTER", None)
@@ -248,8 +239,3 @@ def _queue_state(name: str) -> QueueState:
     except Exception:
         logger.warning("The queue %s can't be read", name, exc_info=True)
         return QueueState(name, None, None)
-
-
-def schedules() -> list[Schedule]:
-    """Return django-q2's schedules, the next to run first."""
-    return list(Schedule.objects.order_by("next_run"))

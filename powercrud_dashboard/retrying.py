@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from powercrud_dashboard import lifecycle, queueing
@@ -11,16 +13,25 @@ from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.coordination import write_transaction
 
 
-def retry(manager: LaunchingManager, task_name: str, user: Any = None) -> str:
+def retry(
+    manager: LaunchingManager,
+    task_name: str,
+    user: Any = None,
+    *,
+    task_args: Sequence[Any] | None = None,
+    task_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Launch the recorded task again with the same function, arguments, objects and locks.
 
-    Returns the new task's name.
+    ``task_args`` and ``task_kwargs``, if given, take the place of the arguments; what differs is
+    recorded with the retry. Returns the new task's name.
 
     Raises:
         TaskNotRetryable: if there is no such record, it has not ended, a retry of it is under
             way, or what it was launched with can't be restored.
         TaskConflict: if somebody else holds one of its objects.
         EnqueueError: if the broker does not take the new task.
+        TypeError: if the arguments don't fit the function.
     """
     with write_transaction():
         # The row lock keeps two people from retrying the same task at the same moment.
@@ -32,12 +43,14 @@ def retry(manager: LaunchingManager, task_name: str, user: Any = None) -> str:
         if under_way := record.retries.unfinished().first():
             raise TaskNotRetryable(task_name, f"its retry {under_way.task_name} is already under way.")
         package = _restore(record)
+        args = package["args"] if task_args is None else tuple(task_args)
+        kwargs = package["kwargs"] if task_kwargs is None else dict(task_kwargs)
         new_name = launch(
             manager,
             Launch(
                 func=package["func"],
-                args=package["args"],
-                kwargs=package["kwargs"],
+                args=args,
+                kwargs=kwargs,
                 conflict_ids=package["conflict_ids"],
                 affected_objects=package["affected_objects"],
                 # Packages of before this was kept do without.
@@ -51,8 +64,57 @@ def retry(manager: LaunchingManager, task_name: str, user: Any = None) -> str:
                 retry_of=task_name,
             ),
         )
-        lifecycle.emit(manager, "retry", task_name, actor=user, new_task_name=new_name)
+        changed = _changed_arguments(package, args, kwargs)
+        lifecycle.emit(
+            manager,
+            "retry",
+            task_name,
+            actor=user,
+            new_task_name=new_name,
+            **({"changed_arguments": changed} if changed else {}),
+        )
     return new_name
+
+
+def editable_arguments(record: TaskRecord) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and keyword arguments that the task was launched with.
+
+    Raises:
+        TaskNotRetryable: if they can't be restored, or are more than JSON can say.
+    """
+    package = _restore(record)
+    args, kwargs = list(package["args"]), package["kwargs"]
+    if not (_is_json(args) and _is_json(kwargs)):
+        raise TaskNotRetryable(
+            record.task_name, "with other arguments, as its own are more than plain JSON. Retry it as it is."
+        )
+    return args, kwargs
+
+
+def _is_json(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    if type(value) is list:
+        return all(_is_json(item) for item in value)
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (str, int, bool)
+
+
+def _changed_arguments(package: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs from the first launch: the argument's number (from 1) or name, and both values."""
+    before = {**{str(number): value for number, value in enumerate(package["args"], 1)}, **package["kwargs"]}
+    after = {**{str(number): value for number, value in enumerate(args, 1)}, **kwargs}
+    return {
+        name: {side: values[name] for side, values in (("before", before), ("after", after)) if name in values}
+        for name in {**before, **after}
+        if name not in before or name not in after or not _is_same(before[name], after[name])
+    }
+
+
+def _is_same(before: object, after: object) -> bool:
+    # Also of things that can't be compared, such as arrays; these are the same ones if nobody has changed them.
+    return before is after or (type(before) is type(after) and bool(before == after))
 
 
 def _restore(record: TaskRecord) -> dict[str, Any]:

@@ -18,6 +18,11 @@ from powercrud_dashboard.models import TaskRecord
 class TaskRecordAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Puts the task pages where the admin looks for them; deletion and its history stay the admin's."""
 
+    def __init__(self, model: type[TaskRecord], admin_site: admin.AdminSite) -> None:
+        super().__init__(model, admin_site)
+        if admin_site.index_template is None:
+            admin_site.index_template = "powercrud_dashboard/admin/index.html"
+
     def get_urls(self) -> list[URLPattern]:
         own = dashboard_urls(self.admin_site, self.admin_site.admin_view)
         replaced = {pattern.name for pattern in own}

@@ -72,6 +72,10 @@ class Listing:
         """Return the tasks of this tab that pass the filters."""
         return self.filter.found(self.status, considers_all=considers_all)
 
+    def in_order(self) -> QuerySet[TaskRecord]:
+        """Return the tasks of this tab in an order that the database finds them in."""
+        return self._indexed.apply(self.matching())
+
     @cached_property
     def counts(self) -> dict[str, Count]:
         """How many tasks each tab has, by status, with all under ""."""

@@ -9,12 +9,15 @@ from django.urls import URLPattern, path
 from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
+from powercrud_dashboard.dashboard.views.edit import EditAndRetryView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.failures import FailuresView
 from powercrud_dashboard.dashboard.views.locks import LockListView
+from powercrud_dashboard.dashboard.views.raw import RawTaskView
 from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
+from powercrud_dashboard.dashboard.views.schedule import ScheduleActionView
 from powercrud_dashboard.dashboard.views.task import TaskView
 from powercrud_dashboard.dashboard.views.tasks import TaskListView
 
@@ -41,7 +44,10 @@ def dashboard_urls(
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),
+        ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
         ("<int:pk>/change/", TaskView, "change"),
+        ("<int:pk>/raw/", RawTaskView, "raw"),
+        ("<int:pk>/edit/", EditAndRetryView, "edit"),
         ("<int:pk>/retry/", RetryTaskView, "retry"),
         ("<int:pk>/cancel/", CancelTaskView, "cancel"),
     ]

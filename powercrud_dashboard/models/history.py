@@ -178,7 +178,8 @@ class TaskRecord(models.Model):
         verbose_name = _("task")
         verbose_name_plural = _("tasks")
         ordering = ["-created_at", "-pk"]
-        default_permissions = ("view", "delete")
+        # Who may change a task, and retry it, may retry it with other arguments.
+        default_permissions = ("view", "change", "delete")
         permissions = [
             ("retry_taskrecord", _("Can retry tasks")),
             ("cancel_taskrecord", _("Can cancel tasks")),
@@ -186,25 +187,29 @@ class TaskRecord(models.Model):
         indexes = [
             models.Index(fields=["-created_at", "-id"], name="pcrud_record_newest"),
             models.Index(fields=["status", "-created_at", "-id"], name="pcrud_record_status"),
-            models.Index(fields=["user", "-created_at", "-id"], name="pcrud_record_user"),
+            models.Index(fields=["user", "-created_at", "-id", "status"], name="pcrud_record_user"),
             models.Index(fields=["status", "finished_at"], name="pcrud_record_retention"),
             models.Index(
                 fields=["created_at"],
                 condition=Q(status__in=["pending", "in_progress"]),
                 name="pcrud_record_unfinished",
             ),
-            # The list's other orders and filters.
+            # The list's other orders and filters. Those with the status at their end also answer the tabs' counts.
             models.Index(fields=["-run_time", "-id"], name="pcrud_record_run_time"),
             models.Index(fields=["status", "-run_time", "-id"], name="pcrud_record_status_run_time"),
             models.Index(
                 fields=["-finished_at", "-id"], condition=Q(finished_at__isnull=False), name="pcrud_record_finished"
             ),
-            models.Index(fields=["group", "-created_at", "-id"], condition=~Q(group=""), name="pcrud_record_group"),
             models.Index(
-                fields=["cluster", "-created_at", "-id"], condition=~Q(cluster=""), name="pcrud_record_cluster"
+                fields=["group", "-created_at", "-id", "status"], condition=~Q(group=""), name="pcrud_record_group"
             ),
             models.Index(
-                fields=["error_pattern", "-created_at", "-id"],
+                fields=["cluster", "-created_at", "-id", "status"],
+                condition=~Q(cluster=""),
+                name="pcrud_record_cluster",
+            ),
+            models.Index(
+                fields=["error_pattern", "-created_at", "-id", "status"],
                 condition=~Q(error_pattern=""),
                 name="pcrud_record_pattern",
             ),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django import template
+from django.template import Context
+from django.urls import reverse
 from django.utils.translation import gettext_lazy
-from django.views.debug import SafeExceptionReporterFilter
 
 from powercrud_dashboard.dashboard import formatting
+from powercrud_dashboard.dashboard.panel import panel_lines
 
 register = template.Library()
 
@@ -35,11 +36,16 @@ def event_label(event: str) -> str:
     return str(EVENT_LABELS.get(event, event))
 
 
-@register.filter
-def readable_json(value: Any) -> str:
-    """Return JSON for people to read, with passwords, tokens and the like masked as Django's error pages do."""
-    masked = SafeExceptionReporterFilter().cleanse_setting("", value)
-    return json.dumps(masked, indent=2, ensure_ascii=False, default=str)
-
-
+register.filter("readable_json", formatting.readable_json)
 register.filter("duration", formatting.duration)
+
+
+@register.inclusion_tag("powercrud_dashboard/admin/_panel.html", takes_context=True)
+def task_panel(context: Context) -> dict[str, Any]:
+    """Show how many tasks run, wait and have failed of late, with links to them; for the admin's index."""
+    request = context["request"]
+    site = getattr(request, "current_app", None)
+    return {
+        "lines": panel_lines(request.user),
+        "list_url": reverse("admin:powercrud_dashboard_taskrecord_changelist", current_app=site),
+    }

@@ -120,3 +120,7 @@ def debug_setting() -> bool:
 
 def touch_projects(*, pks: list[int], model: str) -> dict[str, Any]:
     return {"model": model, "touched": Project.objects.filter(pk__in=pks).update(archived=True)}
+
+
+def connect(shop: str, options: Any, limit: int = 0, password: str = "", **more: Any) -> None:
+    """Take arguments of many kinds, some of them secret."""

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import Min
 from django.utils import timezone
-from django.utils.translation import gettext_lazy as _
+from django.utils.translation import gettext as _
 
-from powercrud_dashboard import queueing
+from powercrud_dashboard import access, queueing, timetable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.timetable import ScheduleState
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,24 @@ class Worker:
     pid: int
     active: ActiveTask | None
     task_url: str
+    #: Since the task's last heartbeat.
+    silent_for: timedelta | None
 
 
 @dataclass(frozen=True)
 class ClusterRow:
     state: Any
     workers: list[Worker]
-    uptime: Any
+    uptime: timedelta
+    heard_ago: timedelta
+
+
+@dataclass(frozen=True)
+class ScheduleRow:
+    """A schedule and the buttons for it, as (label, address)."""
+
+    state: ScheduleState
+    actions: list[tuple[str, str]]
 
 
 class ClusterView(RefreshingPageView):
@@ -44,9 +57,20 @@ class ClusterView(RefreshingPageView):
             no_cluster_runs=queueing.no_cluster_runs(),
             queues=queueing.queue_states(),
             oldest_age=timezone.now() - oldest if oldest else None,
-            schedules=queueing.schedules(),
+            schedules=[self._schedule(state) for state in timetable.schedule_states()],
             **kwargs,
         )
+
+    def _schedule(self, state: ScheduleState) -> ScheduleRow:
+        if not access.may_change_schedules(self.request.user):
+            return ScheduleRow(state, [])
+        offered = {
+            "run": _("Run now"),
+            **({"pause": _("Pause")} if state.can_pause else {}),
+            **({"resume": _("Resume")} if state.is_paused else {}),
+        }
+        pk = state.schedule.pk
+        return ScheduleRow(state, [(label, self.url("schedule", pk, name)) for name, label in offered.items()])
 
     def _clusters(self) -> list[ClusterRow]:
         states = queueing.clusters()
@@ -54,11 +78,13 @@ class ClusterView(RefreshingPageView):
         names = [active.task_name for active in running.values()]
         records = TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk")
         urls = {name: self.url("change", pk) for name, pk in records}
-        rows = []
+        rows, now = [], timezone.now()
         for state in states:
             workers = []
             for pid in state.workers:
                 active = running.get((state.host, pid))
-                workers.append(Worker(pid, active, urls.get(active.task_name, "") if active else ""))
-            rows.append(ClusterRow(state, workers, timezone.now() - state.tob))
+                url = urls.get(active.task_name, "") if active else ""
+                beat = active.heartbeat_at if active else None
+                workers.append(Worker(pid, active, url, now - beat if beat else None))
+            rows.append(ClusterRow(state, workers, now - state.tob, now - state.timestamp))
         return rows

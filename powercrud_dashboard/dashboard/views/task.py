@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from django_htmx.http import HTMX_STOP_POLLING
 
 from powercrud_dashboard import access
+from powercrud_dashboard.dashboard.listing import WIDE
 from powercrud_dashboard.dashboard.live import live_tasks
 from powercrud_dashboard.dashboard.objects import ObjectLinks
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
@@ -16,6 +17,7 @@ from powercrud_dashboard.models import TaskRecord
 #: Events and objects shown at once; the page says how many there are beyond.
 SHOWN_EVENTS = 200
 SHOWN_OBJECTS = 100
+SHOWN_TRIES = 50
 
 
 class TaskView(RefreshingPageView):
@@ -37,7 +39,6 @@ class TaskView(RefreshingPageView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         user, record = self.request.user, self.record
-        visible = TaskRecord.objects.visible_to(user)
         objects = self._objects()
         live = live_tasks([record]).get(record.task_name)
         events = record.events.order_by("-timestamp", "-pk")[: SHOWN_EVENTS + 1]
@@ -49,8 +50,10 @@ class TaskView(RefreshingPageView):
             has_earlier_events=len(events) > SHOWN_EVENTS,
             objects=objects,
             objects_beyond=max(0, record.affected_count - len(objects)),
-            originals=self._linked(visible.filter(retries=record)),
-            retries=self._linked(visible.filter(retry_of=record)),
+            tries=self._tries(),
+            raw_url=self.url("raw", record.pk),
+            edit_url=self.url("edit", record.pk) if access.may_edit_and_retry(user, record) else "",
+            bulk_url=self.url("bulk") if access.may_delete(user, record) else "",
             retry_url=self.url("retry", record.pk) if access.may_retry(user, record) else "",
             cancel_url=self.url("cancel", record.pk) if access.may_cancel(user, record) else "",
             **kwargs,
@@ -66,5 +69,12 @@ class TaskView(RefreshingPageView):
         links = ObjectLinks(self.admin_site, self.request)
         return [(str(item), links.url(item.model_label, item.object_id)) for item in keyed]
 
-    def _linked(self, records: QuerySet[TaskRecord]) -> list[tuple[TaskRecord, str]]:
-        return [(record, self.url("change", record.pk)) for record in records]
+    def _tries(self) -> list[tuple[TaskRecord, str]]:
+        """Return the chain of retries that this task is in, oldest first, each with its address; [] for none."""
+        record = self.record
+        first = record.first_try_id or record.pk
+        # The neighbours by themselves as well: where the first try was deleted, they are what is known.
+        chain = Q(pk=first) | Q(first_try=first) | Q(pk=record.retry_of_id) | Q(retry_of=record)
+        newest = TaskRecord.objects.visible_to(self.request.user).filter(chain).defer(*WIDE).order_by("-pk")
+        tries = list(reversed(newest[:SHOWN_TRIES]))
+        return [(item, self.url("change", item.pk)) for item in tries] if len(tries) > 1 else []

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from powercrud_dashboard import queueing
+from powercrud_dashboard import timetable
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.schedules import CLEANUP_NAME, CLEANUP_PATH
 
@@ -16,7 +16,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         seconds = app_settings.CLEANUP_SCHEDULE_INTERVAL
-        created = queueing.ensure_schedule(CLEANUP_PATH, name=CLEANUP_NAME, seconds=seconds)
+        created = timetable.ensure_schedule(CLEANUP_PATH, name=CLEANUP_NAME, seconds=seconds)
         minutes = max(1, round(seconds / 60))
         state = "created" if created else "exists; updated"
         self.stdout.write(f"Schedule {CLEANUP_NAME!r} {state}: every {minutes} minute(s).")
