@@ -32,6 +32,11 @@ FIELDS = {
 }
 COLUMNS = tuple(column for __, columns in FIELDS.values() for column in columns)
 
+#: PostgreSQL looks up words all at once if it expects no more matches than these, and otherwise meets them on its walk
+#: along the primary key. It takes words for independent of each other, so that for words which are frequent but
+#: never meet, such as an error's among the completed tasks, it would walk to the end.
+LOOKED_UP_AT_ONCE = 25_000
+
 #: SQLite makes a list of all that match before it looks at any: the newest so many are enough to page through.
 CONSIDERED = 10_000
 
@@ -86,7 +91,9 @@ def matching(
         return records.filter(*(part.as_lookups() for part in parts))
     if status:
         parts.append(Words.of(status, "status", is_phrase=True))
-    return records.filter(_Matches(F("pk"), parts, None if considers_all else CONSIDERED))
+    if _kind(connections[records.db]) == "postgresql":
+        return records.filter(_Matches(F("pk"), parts, at_once=_expected(parts, records.db) <= LOOKED_UP_AT_ONCE))
+    return records.filter(_Matches(F("pk"), parts, at_most=None if considers_all else CONSIDERED))
 
 
 class _Unindexed(Transform):
@@ -124,6 +131,21 @@ def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool
         return bool(cursor.fetchone()[0] > CONSIDERED)
 
 
+def _expected(parts: Iterable[Words], using: str) -> int:
+    """Return how many matches PostgreSQL's planner expects."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)",  # noqa: S608
+            [_tsquery(parts)],
+        )
+        (plan,) = cursor.fetchone()
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def _tsquery(parts: Iterable[Words]) -> str:
+    return " & ".join(part.as_tsquery() for part in parts)
+
+
 def _fts5_rows(at_most: int | None) -> str:
     rows = f"SELECT rowid FROM {INDEX} WHERE {INDEX} MATCH %s"  # noqa: S608
     return rows if at_most is None else f"{rows} ORDER BY rowid DESC LIMIT {at_most:d}"
@@ -147,19 +169,23 @@ class _Matches(Lookup):
 
     prepare_rhs = False
 
-    def __init__(self, pk: Any, parts: list[Words], considered: int | None) -> None:
-        super().__init__(pk, (tuple(parts), considered))
+    def __init__(self, pk: Any, parts: list[Words], *, at_most: int | None = None, at_once: bool = False) -> None:
+        super().__init__(pk, (tuple(parts), at_most, at_once))
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
         pk, params = compiler.compile(self.lhs)
-        parts, considered = self.rhs
-        return f"{pk} IN ({_fts5_rows(considered)})", (*params, _fts5_query(parts))
+        parts, at_most, __ = self.rhs
+        return f"{pk} IN ({_fts5_rows(at_most)})", (*params, _fts5_query(parts))
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
         pk, params = compiler.compile(self.lhs)
+        parts, __, at_once = self.rhs
+        if at_once:
+            # An array is made before anything else, so that no walk or join can come of it.
+            rows = f"SELECT id FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)"  # noqa: S608
+            return f"{pk} = ANY (ARRAY({rows}))", (*params, _tsquery(parts))
         table, __, __ = pk.rpartition(".")
-        query = " & ".join(part.as_tsquery() for part in self.rhs[0])
-        return f"{table}.words @@ to_tsquery('simple', %s)", (*params, query)
+        return f"{table}.words @@ to_tsquery('simple', %s)", (*params, _tsquery(parts))
 
 
 def ensure_index(connection: BaseDatabaseWrapper) -> None:
