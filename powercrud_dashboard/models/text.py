@@ -36,10 +36,10 @@ def is_printable(value: object) -> bool:
 #: What differs between two errors of the same kind: quoted words, ids, numbers, paths.
 _VARYING = re.compile(
     r"""
-      (?P<quote>['"`“„])(?P<quoted>.*?)['"`”“]
-    | (?P<path>(?:/[\w.+-]+){2,})
-    | \b(?P<id>(?=[0-9a-f-]*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*)\b
-    | (?P<number>(?<![A-Za-z_])\d+(?:[.,:]\d+)*)
+      (?<!\w)['"`“„].*?['"`”“](?!\w)
+    | [\w.+-]*(?:/[\w.+-]+){2,}
+    | \b(?=[0-9a-f-]*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b
+    | (?<![A-Za-z_])\d+(?:[.,:]\d+)*
     """,
     re.VERBOSE,
 )

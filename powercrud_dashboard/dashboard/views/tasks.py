@@ -77,6 +77,7 @@ class TaskListView(RefreshingPageView):
         flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
         return super().get_context_data(
             title=_("Background tasks"),
+            is_task_list=True,
             tabs=self._tabs(),
             table=table,
             page=page,

@@ -1,0 +1,220 @@
+"""Screenshots of each page, with the demo's own tasks: those of the documentation, or of every state and look.
+
+    python -m tests.demo.screenshots                    docs/images, as the documentation shows them
+    python -m tests.demo.screenshots --all DIRECTORY    1280 and 390 pixels wide, light and dark
+
+Runs on a fresh database with a real cluster and web server. Needs Chromium and the ``test`` dependency group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.demo.login import PASSWORD, USERNAME
+from tests.demo.processes import Processes, manage
+from tests.demo.run import free_port
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WIDTHS = {"wide": (1280, 800), "phone": (390, 844)}
+SCHEMES = ("light", "dark")
+#: In the documentation: each page wide and light, and these as well.
+ALSO_IN_DOCS = (("tasks-busy", "wide", "dark"), ("tasks-busy", "phone", "light"))
+#: States that differ from a page's usual one, for reviews only.
+NOT_IN_DOCS = ("tasks-empty", "failures-empty", "edit-error", "task-queued", "tasks-filtered")
+DEADLINE = 60
+TASKS = "/admin/powercrud_dashboard/taskrecord/"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--all", action="store_true", help="every state, width and colour scheme")
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pcrud-shots-") as data, Processes() as processes:
+        os.environ["PCRUD_DEMO_DATA"] = data
+        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.demo.settings"
+        # Playwright's synchronous API runs an event loop in this thread, from which Django keeps its ORM.
+        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+        manage("migrate", "--verbosity", "0")
+        manage("load_inventory")
+        manage("pcrud_schedule_cleanup")
+        port = free_port()
+        processes.start("runserver", f"127.0.0.1:{port}", "--noreload", quiet=True)
+        wait_until(lambda: _answers(port), "the web server runs")
+        with pages(f"http://127.0.0.1:{port}", everything=options.all) as opened:
+            Tour(opened, options.directory, options.all).take(lambda: processes.start("qcluster", quiet=True))
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"Not within {DEADLINE} s: {what}")
+        time.sleep(0.05)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/admin/login/"):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def pages(address: str, *, everything: bool) -> Iterator[dict[tuple[str, str], Page]]:
+    """Open one logged-in page for each look, by width and colour scheme."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.services import program
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program("chromium"), args=FLAGS)
+        looks = {(width, scheme) for width in WIDTHS for scheme in SCHEMES} if everything else {("wide", "light")}
+        looks |= {(width, scheme) for __, width, scheme in ALSO_IN_DOCS}
+        yield {look: _logged_in(browser, address, *look) for look in sorted(looks)}
+        browser.close()
+
+
+def _logged_in(browser: Browser, address: str, width: str, scheme: Any) -> Page:
+    wide, high = WIDTHS[width]
+    context = browser.new_context(
+        base_url=address, viewport={"width": wide, "height": high}, color_scheme=scheme, is_mobile=width == "phone"
+    )
+    # Nothing moves while it is looked at.
+    context.add_cookies([{"name": "pcrud_refresh", "value": "0", "url": address}])
+    page = context.new_page()
+    page.goto("/admin/login/")
+    page.get_by_label("Username:").fill(USERNAME)
+    page.get_by_label("Password:").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/admin/")
+    return page
+
+
+class Tour:
+    """Goes through the pages while the demo's tasks run, and takes a picture of each."""
+
+    def __init__(self, opened: dict[tuple[str, str], Page], directory: Path, everything: bool) -> None:
+        self.opened = opened
+        self.directory = directory
+        self.everything = everything
+
+    def take(self, start_cluster: Callable[[], object]) -> None:
+        import django
+
+        django.setup()
+        from django.contrib.auth import get_user_model
+
+        from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+        from powercrud_dashboard.models import ConflictLock, TaskRecord
+        from tests.demo.inventory.models import SourceFile
+
+        self.shoot("tasks-empty", TASKS)
+        self.shoot("failures-empty", f"{TASKS}failures/")
+        manager = DashboardAsyncManager()
+        user = get_user_model().objects.get(username=USERNAME)
+        files = list(SourceFile.objects.order_by("pk"))
+        unparsable = [file for file in files if "bad" in file.path or "lib2to3/tests/data" in file.path]
+
+        def launch(name: str, label: str, chosen: list[Any], **more: Any) -> Any:
+            task_name = manager.launch_async_task(
+                f"tests.demo.inventory.tasks.{name}",
+                pks=[file.pk for file in chosen],
+                model="inventory.sourcefile",
+                conflict_ids={"inventory.SourceFile": [file.pk for file in chosen]},
+                affected_objects=chosen,
+                user=user,
+                label=label,
+                **more,
+            )
+            return TaskRecord.objects.get(task_name=task_name)
+
+        def ended(record: Any) -> bool:
+            record.refresh_from_db()
+            return bool(record.is_finished)
+
+        done = launch("parse_and_count", "Parse and count definitions (120 objects)", files[300:420])
+        failed = [
+            launch("parse_and_count", "Parse and count definitions (1 object)", [file]) for file in unparsable[:4]
+        ]
+        self.shoot("task-queued", f"{TASKS}{done.pk}/change/")
+        start_cluster()
+        wait_until(lambda: all(ended(record) for record in [done, *failed]), "the first tasks end")
+        again = TaskRecord.objects.get(task_name=manager.retry_task(failed[0].task_name, user=user))
+        wait_until(lambda: ended(again), "the retry ends")
+        stopped = launch("stretch_checksums", "Stretch checksums (80 objects)", files[200:280])
+        manager.cancel_task(stopped.task_name, user=user)
+        slow = [
+            launch("stretch_checksums", f"Stretch checksums ({len(part)} objects)", part)
+            for part in (files[:90], files[100:150], files[150:199])
+        ]
+
+        def has_progress(record: Any) -> bool:
+            return bool(manager.describe_progress(record.task_name)["current"])
+
+        wait_until(lambda: has_progress(slow[0]), "the slow task reports progress")
+        self.shoot("index", "/admin/")
+        self.shoot("tasks-busy", TASKS)
+        self.shoot("tasks-filtered", f"{TASKS}?status=failed&q=parsed&within=24h")
+        self.shoot("changelist", "/admin/inventory/sourcefile/", self._choose_action)
+        self.shoot("task-running", f"{TASKS}{slow[0].pk}/change/")
+        self.shoot("task-queued-busy", f"{TASKS}{slow[2].pk}/change/")
+        self.shoot("locks", f"{TASKS}locks/")
+        lock = ConflictLock.objects.filter(active_task__task_name=slow[0].task_name).first()
+        if lock is not None:
+            self.shoot("release", f"{TASKS}locks/{lock.pk}/release/")
+        self.shoot("cluster", f"{TASKS}cluster/")
+        self.shoot("failures", f"{TASKS}failures/")
+        self.shoot("task-failed", f"{TASKS}{again.pk}/change/")
+        self.shoot("task-completed", f"{TASKS}{done.pk}/change/")
+        self.shoot("edit", f"{TASKS}{failed[1].pk}/edit/")
+        self.shoot("edit-error", f"{TASKS}{failed[1].pk}/edit/", self._send_bad_arguments)
+        self.shoot("bulk", f"{TASKS}?status=failed", self._ask_to_retry_all)
+        for record in slow:
+            manager.cancel_task(record.task_name, user=user)
+
+    def shoot(self, name: str, address: str, act: Callable[[Page], None] | None = None) -> None:
+        """Take the picture, in each look that is wanted of it."""
+        for (width, scheme), page in self.opened.items():
+            in_docs = name not in NOT_IN_DOCS and (width, scheme) == ("wide", "light")
+            if not (self.everything or in_docs or (name, width, scheme) in ALSO_IN_DOCS):
+                continue
+            page.goto(address)
+            if act is not None:
+                act(page)
+            suffix = "" if in_docs and not self.everything else f"-{width}-{scheme}"
+            page.screenshot(path=self.directory / f"{name}{suffix}.png", full_page=True)
+
+    @staticmethod
+    def _choose_action(page: Page) -> None:
+        for box in page.locator("input.action-select").all()[:3]:
+            box.check()
+        page.get_by_label("Action:").select_option("recompute_checksums")
+
+    @staticmethod
+    def _send_bad_arguments(page: Page) -> None:
+        page.get_by_label("Arguments:", exact=True).fill('{"no": "list"}')
+        page.get_by_role("button", name="Retry with these arguments").click()
+
+    @staticmethod
+    def _ask_to_retry_all(page: Page) -> None:
+        page.locator("#pcrud-select-all").check()
+        page.locator("#pcrud-bulk-retry").click()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Who may open and do what: one row for each URL, and none without a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from django_q.models import Schedule
+
+from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
+from powercrud_dashboard.models import ConflictLock, TaskRecord
+from tests.testapp import tasks
+
+pytestmark = pytest.mark.django_db
+
+PREFIX = URL_NAME.format("")
+ALL_PERMISSIONS = {
+    "view_taskrecord",
+    "change_taskrecord",
+    "delete_taskrecord",
+    "retry_taskrecord",
+    "cancel_taskrecord",
+    "view_conflictlock",
+    "release_conflictlock",
+    "change_schedule",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a URL takes: its methods, the objects in it, and the permissions that it is refused without."""
+
+    methods: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    #: What the URL is about: "ended", "queued", "lock" or "schedule" and further arguments.
+    about: tuple[str, ...] = ()
+    data: tuple[tuple[str, str], ...] = ()
+
+
+ACCESS = {
+    "changelist": Row(("get",)),
+    "failures": Row(("get",)),
+    "export": Row(("get",), about=("", "csv")),
+    "change": Row(("get",), about=("ended",)),
+    "raw": Row(("get",), about=("ended",)),
+    "refresh": Row(("post",)),
+    "bulk": Row(("post",), needs=("retry_taskrecord",), data=(("action", "retry"),)),
+    "retry": Row(("post",), needs=("retry_taskrecord",), about=("ended",)),
+    "edit": Row(("get", "post"), needs=("retry_taskrecord", "change_taskrecord"), about=("ended",)),
+    "cancel": Row(("post",), needs=("cancel_taskrecord",), about=("queued",)),
+    "locks": Row(("get",), needs=("view_conflictlock",)),
+    "release": Row(("get", "post"), needs=("release_conflictlock",), about=("lock",)),
+    "cluster": Row(("get",), needs=("view_taskrecord",)),
+    "schedule": Row(("post",), needs=("view_taskrecord", "change_schedule"), about=("schedule", "run")),
+}
+#: The other rows of the bulk page: an action of its own for each permission.
+BULK = {"retry": "retry_taskrecord", "cancel": "cancel_taskrecord", "delete": "delete_taskrecord"}
+EVERY_METHOD = [(name, method) for name, row in ACCESS.items() for method in row.methods]
+
+
+@pytest.fixture
+def things(manager, record_of, make_user) -> dict[str, int]:
+    """One of each thing that a URL can be about; the tasks belong to somebody else."""
+    owner = make_user("owner")
+    manager.launch_async_task(tasks.add, 1, user=owner, task_key="ended", sync=True)
+    manager.launch_async_task(tasks.add, 1, user=owner, task_key="queued", conflict_ids={"testapp.Project": {1}})
+    schedule = Schedule.objects.create(func="tests.testapp.tasks.add", args="1", next_run=timezone.now())
+    return {
+        "ended": record_of("ended").pk,
+        "queued": record_of("queued").pk,
+        "lock": ConflictLock.objects.get().pk,
+        "schedule": schedule.pk,
+    }
+
+
+def address(name: str, things: dict[str, int], namespace: str = "admin") -> str:
+    about = ACCESS[name].about
+    args = [things.get(item, item) for item in about if item]
+    return reverse(f"{namespace}:{PREFIX}{name}", args=args)
+
+
+def send(client: Client, name: str, method: str, things: dict[str, int], namespace: str = "admin") -> int:
+    return getattr(client, method)(address(name, things, namespace), dict(ACCESS[name].data)).status_code
+
+
+def test_each_url_has_a_row():
+    assert {str(pattern.name).removeprefix(PREFIX) for pattern in dashboard_urls()} == set(ACCESS)
+
+
+@pytest.mark.parametrize(("name", "method"), EVERY_METHOD)
+@pytest.mark.parametrize("namespace", ["admin", "powercrud_dashboard"])
+def test_nobody_but_staff_comes_in(client, client_of, make_user, things, namespace, name, method):
+    superuser = make_user("outsider", is_staff=False, is_superuser=True)
+    for stranger in (client, client_of(superuser)):
+        before = facts()
+        answer = getattr(stranger, method)(address(name, things, namespace), dict(ACCESS[name].data))
+        assert answer.status_code in (302, 403)
+        assert answer.status_code == 403 or "login" in answer["Location"]
+        assert facts() == before
+
+
+@pytest.mark.parametrize(("name", "method"), EVERY_METHOD)
+@pytest.mark.parametrize("namespace", ["admin", "powercrud_dashboard"])
+def test_the_needed_permissions_are_enough(client_of, make_user, things, namespace, name, method):
+    allowed = client_of(make_user("allowed", "view_taskrecord", *ACCESS[name].needs))
+    assert send(allowed, name, method, things, namespace) in (200, 302)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "missing"),
+    [(name, method, missing) for name, method in EVERY_METHOD for missing in ACCESS[name].needs],
+)
+def test_without_one_of_them_it_is_refused(client_of, make_user, things, name, method, missing):
+    almost = client_of(make_user("almost", *(ALL_PERMISSIONS - {missing})))
+    before = facts()
+    assert send(almost, name, method, things) == 403
+    assert facts() == before
+
+
+@pytest.mark.parametrize("action", BULK)
+def test_each_bulk_action_has_its_permission(client_of, make_user, things, action):
+    fields = {"action": action, "selected": [things["ended"], things["queued"]], "confirmed": "yes"}
+    almost = client_of(make_user("almost", *(ALL_PERMISSIONS - {BULK[action]})))
+    before = facts()
+    assert almost.post(address("bulk", things), fields).status_code == 403
+    assert facts() == before
+    allowed = client_of(make_user("allowed", "view_taskrecord", BULK[action]))
+    assert allowed.post(address("bulk", things), fields).status_code == 302
+    assert facts() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [pair for pair in EVERY_METHOD if set(ACCESS[pair[0]].about) & {"ended", "queued"}]
+)
+def test_other_peoples_tasks_are_out_of_reach_without_the_view_permission(client_of, make_user, things, name, method):
+    blind = client_of(make_user("blind", *(ALL_PERMISSIONS - {"view_taskrecord"})))
+    before = facts()
+    answer = getattr(blind, method)(address(name, things))
+    # Buttons lead back to the list, with a message; pages are not found.
+    assert answer.status_code == 404 or answer["Location"] == address("changelist", things)
+    assert facts() == before
+
+
+@pytest.mark.parametrize("action", BULK)
+def test_other_peoples_tasks_are_no_part_of_a_bulk_action(client_of, make_user, things, action):
+    blind = client_of(make_user("blind", *(ALL_PERMISSIONS - {"view_taskrecord"})))
+    before = facts()
+    for chosen in ({"selected": list(things.values())}, {"all": "1"}):
+        blind.post(address("bulk", things), {"action": action, "confirmed": "yes", **chosen})
+    assert facts() == before
+
+
+@pytest.mark.parametrize("name", [name for name, row in ACCESS.items() if "post" not in row.methods])
+def test_pages_change_nothing(client_of, superuser, things, name):
+    client = client_of(superuser)
+    before = facts()
+    assert client.post(address(name, things)).status_code == 405
+    client.get(address(name, things))
+    assert facts() == before
+
+
+@pytest.mark.parametrize("name", [name for name, row in ACCESS.items() if "get" not in row.methods])
+def test_actions_are_not_done_by_a_link(client_of, superuser, things, name):
+    before = facts()
+    assert client_of(superuser).get(address(name, things)).status_code == 405
+    assert facts() == before
+
+
+@pytest.mark.parametrize("name", [name for name, row in ACCESS.items() if "post" in row.methods])
+@pytest.mark.parametrize("namespace", ["admin", "powercrud_dashboard"])
+def test_actions_take_a_csrf_token(superuser, things, namespace, name):
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(superuser)
+    before = facts()
+    assert send(client, name, "post", things, namespace) == 403
+    assert facts() == before
+
+
+def facts() -> list[object]:
+    """Return what any of these pages could change."""
+    return [
+        list(TaskRecord.objects.order_by("pk").values_list("pk", "status")),
+        list(ConflictLock.objects.values_list("pk", flat=True)),
+        list(Schedule.objects.values_list("task", "next_run")),
+    ]
+
+
+def test_the_permissions_exist(db):
+    assert set(Permission.objects.filter(codename__in=ALL_PERMISSIONS).values_list("codename", flat=True)) == (
+        ALL_PERMISSIONS
+    )
