@@ -167,6 +167,7 @@ def delete_records(pks: list[int]) -> None:
             TaskEvent.objects.filter(record__in=chunk).delete()
             TaskObject.objects.filter(record__in=chunk).delete()
             TaskRecord.objects.filter(retry_of__in=chunk).update(retry_of=None)
+            TaskRecord.objects.filter(first_try__in=chunk).update(first_try=None)
             records = TaskRecord.objects.filter(pk__in=chunk)
             records._raw_delete(records.db)
 

@@ -66,7 +66,7 @@ def test_from_the_changelist_to_a_failure_and_its_retry(page, manager, cluster, 
     page.get_by_role("button", name="Retry").click()
     expect(page.get_by_text("The task was queued again.")).to_be_visible()
     expect(page.get_by_role("status")).to_contain_text("Failed", timeout=SOON)
-    expect(page.get_by_text("Retry of")).to_be_visible()
+    expect(page.get_by_role("region", name="Tries (2)")).to_be_visible()
 
 
 def test_the_pages_work_without_javascript(browser, page, live_server, manager):

@@ -124,3 +124,12 @@ def touch_projects(*, pks: list[int], model: str) -> dict[str, Any]:
 
 def connect(shop: str, options: Any, limit: int = 0, password: str = "", **more: Any) -> None:
     """Take arguments of many kinds, some of them secret."""
+
+
+def read_file(path: str) -> str:
+    return Path(path).read_text()
+
+
+def fail_if(message: str, *, fails: bool) -> None:
+    if fails:
+        raise ValueError(message)

@@ -6,6 +6,7 @@ from io import StringIO
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 
@@ -238,3 +239,17 @@ def test_history_is_pruned_by_status(settings, manager, record_of):
     assert record_of(fresh).retry_of is None
     assert set(TaskEvent.objects.values_list("record__task_name", flat=True)) == {fresh}
     assert TaskObject.objects.count() == 1
+
+
+def test_the_first_tries_of_a_chain_are_pruned_before_its_last(settings, manager, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": 7}}
+    names = [manager.launch_async_task(ADD, 1, sync=True)]
+    for _try in range(2):
+        names.append(manager.retry_task(names[-1]))
+        manager.cancel_task(names[-1])
+    assert record_of(names[2]).first_try == record_of(names[0])
+    TaskRecord.objects.filter(task_name=names[0]).update(finished_at=timezone.now() - timedelta(days=8))
+    assert manager.cleanup_completed_tasks()["pruned_records"] == 1
+    connection.check_constraints()
+    assert record_of(names[2]).first_try is None
+    assert record_of(names[2]).retry_of == record_of(names[1])

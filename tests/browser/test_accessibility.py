@@ -1,0 +1,108 @@
+"""axe-core finds nothing serious on any page, whatever its state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+from django_q.models import Schedule
+from playwright.sync_api import Page
+
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from tests.testapp import tasks
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+
+
+def serious_violations(page: Page) -> list[str]:
+    """Return what axe-core finds of serious or critical impact, and where."""
+    # As the browser's debugger does it, which the page's Content-Security-Policy does not apply to.
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")
+    return [
+        f"{violation['id']}: {violation['help']}: {node['html'][:200]} {node.get('failureSummary', '')}"
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.fixture
+def busy(manager, record_of, make_projects, superuser) -> dict[str, int]:
+    """Tasks in each status, with objects, locks, progress, a retry and a schedule."""
+    projects = make_projects(3)
+    names = {}
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task(tasks.fail, task_key="failed", user=superuser, sync=True)
+    names["retried"] = manager.retry_task("failed", user=superuser)
+    names["queued"] = manager.launch_async_task(tasks.add, 1, affected_objects=projects[:1], user=superuser)
+    names["running"] = manager.launch_async_task(
+        tasks.add, 2, affected_objects=projects, conflict_ids={"testapp.Project": projects}, user=superuser
+    )
+    ActiveTask.objects.all().claim_pending(names["running"], host="worker-1", pid=4711)
+    TaskRecord.objects.all().record_start(names["running"], attempt=1)
+    manager.update_progress(names["running"], "Step 2/5: cutting")
+    names["completed"] = manager.launch_async_task(tasks.add, 3, sync=True)
+    names["cancelled"] = manager.launch_async_task(tasks.add, 4)
+    manager.cancel_task(names["cancelled"], user=superuser)
+    Schedule.objects.create(func="tests.testapp.tasks.add", args="1", name="nightly", next_run=timezone.now())
+    return {label: record_of(name).pk for label, name in {**names, "failed": "failed"}.items()}
+
+
+@pytest.fixture(params=["light", "dark"])
+def looked_at(request, page):
+    page.emulate_media(color_scheme=request.param)
+    return page
+
+
+@pytest.mark.parametrize("address", ["", "?status=failed", "?q=nothing&task=other", "failures/", "locks/", "cluster/"])
+def test_the_lists(looked_at, busy, address):
+    looked_at.goto(LIST + address)
+    assert serious_violations(looked_at) == []
+
+
+@pytest.mark.parametrize("status", ["failed", "retried", "queued", "running", "completed", "cancelled"])
+def test_the_task_page(looked_at, busy, status):
+    looked_at.goto(f"{LIST}{busy[status]}/change/")
+    assert serious_violations(looked_at) == []
+
+
+def test_the_forms_and_questions(looked_at, busy):
+    page = looked_at
+    page.goto(f"{LIST}locks/{ConflictLock.objects.first().pk}/release/")
+    assert serious_violations(page) == []
+    page.goto(f"{LIST}{busy['completed']}/edit/")
+    assert serious_violations(page) == []
+    page.get_by_label("Arguments:", exact=True).fill("{")
+    page.get_by_role("button", name="Retry with these arguments").click()
+    assert serious_violations(page) == []
+    page.goto(LIST)
+    page.get_by_label("All 6 that match").check()
+    page.locator("#pcrud-bulk-delete").click()
+    assert serious_violations(page) == []
+    page.get_by_role("button", name="Yes, I'm sure").click()
+    assert serious_violations(page) == []
+
+
+def test_the_list_with_the_keyboard_help_open(looked_at, busy):
+    looked_at.goto(LIST)
+    looked_at.keyboard.press("?")
+    looked_at.get_by_role("dialog").wait_for()
+    assert serious_violations(looked_at) == []
+
+
+def test_the_empty_list_and_the_admins_index(looked_at):
+    looked_at.goto(LIST)
+    assert serious_violations(looked_at) == []
+    looked_at.goto("/admin/")
+    assert serious_violations(looked_at) == []
+
+
+def test_the_check_can_fail(page):
+    page.goto(LIST)
+    page.evaluate("document.querySelector('#content').insertAdjacentHTML('beforeend', '<input>')")
+    assert any(violation.startswith("label:") for violation in serious_violations(page))
