@@ -38,7 +38,7 @@ unit: $(INSTALLED)
 
 # The same promises on the other database and the other broker.
 services: $(INSTALLED)
-	$(BIN)/pytest --ds tests.settings.postgresql
+	$(BIN)/pytest --ds tests.settings.postgresql -m "not markup"
 	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
 
 clean:

@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse
 def content_security_policy(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Allow what comes from the site itself and nothing else, as strict projects do."""
+    """Allow what comes from the site itself and nothing else; for Django 5.2, which has no middleware for it."""
 
     def respond(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from tests.testapp import tasks
 
-pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.browser, pytest.mark.markup, pytest.mark.django_db(transaction=True)]
 
 LIST = "/admin/powercrud_dashboard/taskrecord/"
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"

@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import django
+
 import powercrud_dashboard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,12 @@ STATIC_URL = "static/"
 STATICFILES_DIRS = [ROOT / "static"] if IN_CHECKOUT else []
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 LOGIN_URL = "admin:login"
+
+CSP_MIDDLEWARE = (
+    "django.middleware.csp.ContentSecurityPolicyMiddleware"
+    if django.VERSION >= (6, 0)
+    else "tests.middleware.content_security_policy"
+)
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -46,8 +54,11 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "tests.middleware.content_security_policy",
+    CSP_MIDDLEWARE,
 ]
+
+# For Django's own middleware, where there is one.
+SECURE_CSP = {"default-src": ["'self'"]}
 
 TEMPLATES = [
     {
