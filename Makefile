@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-check test lint unit services clean
+.PHONY: help demo demo-check test lint unit services messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
@@ -43,3 +43,9 @@ services: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) .demo build dist
+
+# After a change of texts: bring the catalogues up to date, translate what is new, and run it again to compile them.
+messages: $(INSTALLED)
+	$(BIN)/python -m django makemessages --settings tests.settings.sqlite --locale de --no-wrap --no-obsolete \
+		--add-location file --ignore "tests/*" --ignore "$(VENV)*" --ignore "build/*"
+	cd powercrud_dashboard && ../$(BIN)/python -m django compilemessages --locale de

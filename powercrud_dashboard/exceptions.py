@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
 
 @dataclass(frozen=True)
 class HeldObject:
@@ -18,7 +21,10 @@ class HeldObject:
     since: datetime | None = None
 
     def __str__(self) -> str:
-        return f"{self.model_label} {self.object_id} (held by {self.holder_label or self.holder})"
+        return _("%(object)s (held by %(holder)s)") % {
+            "object": f"{self.model_label} {self.object_id}",
+            "holder": self.holder_label or self.holder,
+        }
 
 
 class TaskConflict(RuntimeError):
@@ -35,9 +41,12 @@ class TaskConflict(RuntimeError):
         self.total = len(self.held) if total is None else total
         named = ", ".join(str(item) for item in self.held[: self.NAMED_IN_MESSAGE])
         more = self.total - min(len(self.held), self.NAMED_IN_MESSAGE)
-        rest = f" and {more} more" if more > 0 else ""
+        if more > 0:
+            words = ngettext("%(named)s and %(count)d more", "%(named)s and %(count)d more", more)
+            named = words % {"named": named, "count": more}
         super().__init__(
-            f"Another task already works on {named}{rest}. Wait until it has ended, or cancel it, and try again."
+            _("Another task already works on %(objects)s. Wait until it has ended, or cancel it, and try again.")
+            % {"objects": named}
         )
 
     @property
@@ -63,7 +72,7 @@ class UnimportableCallable(ValueError):
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
-        self.reason = reason
+        self.reason = str(reason)
         super().__init__(
             f"{name} can't be run in the background: {reason}. "
             "Pass a function that is defined at the top level of an importable module, or its dotted path."
@@ -84,18 +93,19 @@ class TaskNameTaken(ValueError):
 class EnqueueError(RuntimeError):
     """The broker did not take the task; it is recorded as failed and its locks are released."""
 
-    def __init__(self, task_name: str, reason: str) -> None:
+    def __init__(self, task_name: str, reason: object) -> None:
         self.task_name = task_name
-        self.reason = reason
+        self.reason = str(reason)
         super().__init__(
-            f"Task {task_name} could not be queued: {reason}. Check that the broker is running, then retry the task."
+            _("Task %(name)s could not be queued: %(reason)s. Check that the broker is running, then retry the task.")
+            % {"name": task_name, "reason": reason}
         )
 
 
 class TaskNotRetryable(RuntimeError):
     """This record can't be launched again; ``reason`` says why."""
 
-    def __init__(self, task_name: str, reason: str) -> None:
+    def __init__(self, task_name: str, reason: object) -> None:
         self.task_name = task_name
-        self.reason = reason
-        super().__init__(f"Task {task_name} can't be retried: {reason}")
+        self.reason = str(reason)
+        super().__init__(_("Task %(name)s can't be retried: %(reason)s") % {"name": task_name, "reason": reason})

@@ -6,11 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
 from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.launching import Launch, LaunchingManager, launch
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.coordination import write_transaction
+
+NOT_ENDED = gettext_lazy("it has not ended yet. Wait for its end, or cancel it first.")
+_NOT_RESTORED = gettext_lazy("its arguments can't be restored (%(error)s).")
 
 
 def retry(
@@ -37,11 +43,13 @@ def retry(
         # The row lock keeps two people from retrying the same task at the same moment.
         record = TaskRecord.objects.select_for_update().filter(task_name=task_name).first()
         if record is None:
-            raise TaskNotRetryable(task_name, "there is no record of it.")
+            raise TaskNotRetryable(task_name, _("there is no record of it."))
         if not record.is_finished:
-            raise TaskNotRetryable(task_name, "it has not ended yet. Wait for its end, or cancel it first.")
+            raise TaskNotRetryable(task_name, NOT_ENDED)
         if under_way := record.retries.unfinished().first():
-            raise TaskNotRetryable(task_name, f"its retry {under_way.task_name} is already under way.")
+            raise TaskNotRetryable(
+                task_name, _("its retry %(name)s is already under way.") % {"name": under_way.task_name}
+            )
         package = _restore(record)
         args = package["args"] if task_args is None else tuple(task_args)
         kwargs = package["kwargs"] if task_kwargs is None else dict(task_kwargs)
@@ -86,7 +94,7 @@ def editable_arguments(record: TaskRecord) -> tuple[list[Any], dict[str, Any]]:
     args, kwargs = list(package["args"]), package["kwargs"]
     if not (_is_json(args) and _is_json(kwargs)):
         raise TaskNotRetryable(
-            record.task_name, "with other arguments, as its own are more than plain JSON. Retry it as it is."
+            record.task_name, _("with other arguments, as its own are more than plain JSON. Retry it as it is.")
         )
     return args, kwargs
 
@@ -119,13 +127,13 @@ def _is_same(before: object, after: object) -> bool:
 
 def _restore(record: TaskRecord) -> dict[str, Any]:
     if not record.payload:
-        raise TaskNotRetryable(record.task_name, "its arguments were not kept.")
+        raise TaskNotRetryable(record.task_name, _("its arguments were not kept."))
     try:
         package: dict[str, Any] = queueing.unsign(record.payload)
     except ValueError as error:
-        raise TaskNotRetryable(record.task_name, f"its arguments can't be restored: {error}.") from error
+        raise TaskNotRetryable(record.task_name, _NOT_RESTORED % {"error": error}) from error
     except Exception as error:
         # Unpickling imports the arguments' classes, which may be gone or changed since.
-        reason = f"its arguments can't be restored ({type(error).__name__}: {error})."
+        reason = _NOT_RESTORED % {"error": f"{type(error).__name__}: {error}"}
         raise TaskNotRetryable(record.task_name, reason) from error
     return package

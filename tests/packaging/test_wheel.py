@@ -68,6 +68,7 @@ def test_every_template_and_static_file_is_in_the_wheel(wheel, shipped_files):
     assert shipped_files
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"powercrud_dashboard/{path}" for path in shipped_files} <= names
+    assert "powercrud_dashboard/locale/de/LC_MESSAGES/django.mo" in names
     assert {"powercrud_dashboard/py.typed", "powercrud_dashboard/migrations/0001_initial.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "templates/", "static/"))]
     assert f"powercrud_dashboard-{powercrud_dashboard.__version__}" in wheel.name

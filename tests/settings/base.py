@@ -21,6 +21,8 @@ ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 ROOT_URLCONF = "tests.urls"
+# Where makemessages puts what it finds in templates/, which in a wheel lies within the package.
+LOCALE_PATHS = [ROOT / "powercrud_dashboard" / "locale"] if IN_CHECKOUT else []
 STATIC_URL = "static/"
 STATICFILES_DIRS = [ROOT / "static"] if IN_CHECKOUT else []
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -49,7 +49,7 @@ class EditAndRetryView(TemplateResponseMixin, FormMixin, DashboardView):  # type
             raise PermissionDenied
         try:
             if not record.is_finished:
-                raise TaskNotRetryable(record.task_name, "it has not ended yet. Wait for its end, or cancel it first.")
+                raise TaskNotRetryable(record.task_name, retrying.NOT_ENDED)
             args, kwargs = retrying.editable_arguments(record)
         except TaskNotRetryable as error:
             messages.error(self.request, str(error))

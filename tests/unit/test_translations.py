@@ -1,0 +1,106 @@
+"""All that a person reads is translatable, and the German catalogue is complete."""
+
+from __future__ import annotations
+
+import gettext
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.utils import translation
+
+from tests import services
+from tests.settings.base import ROOT
+
+PACKAGE = ROOT / "powercrud_dashboard"
+CATALOGUE = PACKAGE / "locale" / "de" / "LC_MESSAGES"
+#: All but one that holds attributes of an element and no words.
+TEMPLATES = sorted(path for path in (ROOT / "templates").rglob("*.html") if path.name != "_refresh.html")
+CLASS_BLOCKS = r"{% block (?:coltype|bodyclass) %}.*?{% endblock %}"
+#: Words in templates that are the same in every language.
+UNTRANSLATED = {"python manage.py qcluster", "python manage.py pcrud_schedule_cleanup", "j", "k", "r", "x", "Enter"}
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+
+
+def compiled(po: Path) -> dict[str, str]:
+    """Return what msgfmt makes of a catalogue, after its own checks, by message."""
+    mo = po.with_suffix(".compiled")
+    command = [services.program("msgfmt"), "--check-format", "--statistics", "-o", mo, po]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={"LC_ALL": "C"}).stderr
+    assert re.fullmatch(r"\d+ translated messages\.", said.strip()), said
+    return loaded(mo)
+
+
+def loaded(mo: Path) -> dict[str, str]:
+    with mo.open("rb") as file:
+        catalogue = dict(gettext.GNUTranslations(file)._catalog)
+    # The header, with its times.
+    del catalogue[""]
+    return catalogue
+
+
+def test_the_german_catalogue_is_complete_and_compiled(tmp_path, monkeypatch, settings):
+    """Extract all texts anew: none is untranslated, none is uncertain, and the compiled file is the same."""
+    services.program("xgettext")
+    for name in ("powercrud_dashboard", "templates"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    settings.LOCALE_PATHS = [tmp_path / "powercrud_dashboard" / "locale"]
+    monkeypatch.chdir(tmp_path)
+    call_command("makemessages", locale=["de"], no_obsolete=True, no_wrap=True, verbosity=0)
+    fresh = compiled(tmp_path / "powercrud_dashboard" / "locale" / "de" / "LC_MESSAGES" / "django.po")
+    assert fresh == loaded(CATALOGUE / "django.mo")
+
+
+def bare_text(template: str) -> list[str]:
+    """Return the words of a template that no translation reaches."""
+    for markup in (
+        r"&\w+;",
+        CLASS_BLOCKS,
+        r"{#.*?#}",
+        r"{% blocktranslate.*?{% endblocktranslate %}",
+        r"{%.*?%}",
+        r"{{.*?}}",
+    ):
+        template = re.sub(markup, "", template, flags=re.DOTALL)
+    attributes = re.findall(r'(?:aria-label|title|placeholder|alt)="([^"]*)"', template)
+    texts = re.sub(r"<[^>]*>", "\n", template).split("\n")
+    return [text.strip() for text in (*attributes, *texts) if re.search(r"[^\W\d_]", text)]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: str(path.relative_to(ROOT / "templates")))
+def test_templates_hold_no_bare_words(path):
+    assert set(bare_text(path.read_text())) <= UNTRANSLATED
+
+
+@pytest.mark.parametrize("template", ["<p>Hello</p>", '<i title="Hello"></i>', "{% if a %}Hello{% endif %}"])
+def test_bare_words_are_found(template):
+    assert bare_text(template) == ["Hello"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (LIST, ["Hintergrundaufgaben", "Fehlgeschlagen", "Weitere Filter", "Als Nächste an der Reihe"]),
+        (f"{LIST}failures/", ["Fehlschläge", "Die letzten 24 Stunden", "In dieser Zeit ist nichts"]),
+        (f"{LIST}locks/", ["Nichts ist gesperrt.", "Gehalten von"]),
+        (f"{LIST}cluster/", ["Warteschlangen", "Es gibt keine Zeitpläne."]),
+        ("/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
+    ],
+)
+def test_the_pages_speak_german(client_of, superuser, manager, address, words):
+    manager.launch_async_task("tests.testapp.tasks.add", 1)
+    with translation.override("de"):
+        page = client_of(superuser).get(address).content.decode()
+    assert [word for word in words if word not in page] == []
+
+
+@pytest.mark.django_db
+def test_refusals_speak_german(client_of, superuser, manager, record_of):
+    record = record_of(manager.launch_async_task("tests.testapp.tasks.add", 1))
+    with translation.override("de"):
+        page = client_of(superuser).post(f"{LIST}{record.pk}/retry/", follow=True).content.decode()
+    assert "kann nicht wiederholt werden: sie ist noch nicht beendet" in page
