@@ -11,6 +11,8 @@ help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
 	@echo "make test         lint, types, layers, migrations, the whole test suite"
+	@echo "make messages     the catalogues, after a change of texts"
+	@echo "make screenshots  the documentation's pictures"
 
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +42,10 @@ unit: $(INSTALLED)
 services: $(INSTALLED)
 	$(BIN)/pytest --ds tests.settings.postgresql -m "not markup"
 	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
+
+# The pictures in docs/images, anew. Needs Chromium.
+screenshots: $(INSTALLED)
+	$(BIN)/python -m tests.demo.screenshots
 
 clean:
 	rm -rf $(VENV) .demo build dist

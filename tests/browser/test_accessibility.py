@@ -102,6 +102,19 @@ def test_the_empty_list_and_the_admins_index(looked_at):
     assert serious_violations(looked_at) == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("address", ["", "failures/", "locks/", "cluster/", "{failed}/change/", "{running}/change/"])
+def test_nothing_is_cut_off(page, busy, width, address):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(LIST + address.format_map(busy))
+    wider_than_their_place = page.evaluate("""
+        [...document.querySelectorAll("#content, #content *:not(pre, progress, .pcrud-code)")]
+          .filter((element) => element.clientWidth > 1 && element.scrollWidth > element.clientWidth + 1)
+          .map((element) => `${element.tagName}.${element.className}: ${element.scrollWidth} > ${element.clientWidth}`)
+    """)
+    assert wider_than_their_place == []
+
+
 def test_the_check_can_fail(page):
     page.goto(LIST)
     page.evaluate("document.querySelector('#content').insertAdjacentHTML('beforeend', '<input>')")

@@ -151,6 +151,14 @@ def test_r_refreshes_at_once_even_where_nothing_refreshes_itself(page, manager):
     manager.launch_async_task(tasks.add, 1, label="Newcomer")
     page.keyboard.press("r")
     expect(page.get_by_role("link", name="Newcomer")).to_be_visible()
+    # Not between rows of which some are ticked.
+    page.get_by_label("Select Newcomer").check()
+    manager.launch_async_task(tasks.add, 1, label="Latecomer")
+    page.locator("h1").click()
+    page.keyboard.press("r")
+    expect(page.get_by_role("link", name="1 new task")).to_be_visible()
+    expect(page.get_by_role("link", name="Latecomer")).to_have_count(0)
+    expect(page.get_by_label("Select Newcomer")).to_be_checked()
 
 
 def test_a_task_is_cancelled_from_its_row(page, manager, record_of):

@@ -30,6 +30,8 @@
     const { pcrudState, pcrudNewest } = event.target.dataset;
     if (pcrudState) {
       event.detail.headers["X-Pcrud-State"] = pcrudState;
+    }
+    if (pcrudNewest) {
       event.detail.headers["X-Pcrud-Newest"] = pcrudNewest;
     }
   });
