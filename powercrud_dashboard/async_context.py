@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from django.db.models import QuerySet
 
 from powercrud_dashboard.exceptions import TaskCancelled
+from powercrud_dashboard.models.history import ObjectOutcome, Outcome
 
 __all__ = ["TaskContext", "get_current_task", "register_descendant_conflicts", "skip_nested_async", "track"]
 
@@ -39,6 +40,7 @@ class TaskContext:
         manager_class: str,
         *,
         take_locks: Callable[[str, Iterable[Any]], bool],
+        write_outcome: Callable[[ObjectOutcome], None],
         write_report: Callable[[Report], None] | None = None,
         write_log: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -53,6 +55,9 @@ class TaskContext:
         self._log_lines: deque[tuple[str, str]] = deque(maxlen=PENDING_LOG_LINES)
         self._latest: Report | _Tracker | None = None
         self._take_locks = take_locks
+        self._write_outcome = write_outcome
+        #: How many objects have come to which outcome.
+        self.outcomes: Counter[str] = Counter()
         self._write_report = write_report
         self._write_log = write_log
 
@@ -74,6 +79,18 @@ class TaskContext:
             self._write_log(message, level)
         else:
             self._log_lines.append((message, level))
+
+    def note_outcome(self, model_label: str, key: Any, outcome: str, error: str = "", text: str = "") -> None:
+        """Record what became of one object: ``"done"``, ``"failed"``, ``"skipped"`` or ``"not_reached"``.
+
+        Written at once, so that inside of ``atomic()`` it is true exactly if the object's own changes are.
+        """
+        self._write_outcome(ObjectOutcome(model_label.lower(), str(key), Outcome(outcome).value, error, text))
+        self.outcomes[outcome] += 1
+
+    def take_locks(self, model_label: str, keys: Iterable[Any]) -> bool:
+        """Lock more objects for this task, all or none. Return whether it holds them now."""
+        return self._take_locks(model_label, keys)
 
     def check_cancelled(self) -> None:
         """Raise :class:`TaskCancelled` if somebody has cancelled the task."""
@@ -168,7 +185,7 @@ def register_descendant_conflicts(model_path: str, ids: Iterable[Any]) -> bool:
     task = get_current_task()
     if task is None:
         return False
-    return task._take_locks(model_path, ids)
+    return task.take_locks(model_path, ids)
 
 
 def track(iterable: Iterable[Item], total: int | None = None, description: str = "") -> Iterator[Item]:

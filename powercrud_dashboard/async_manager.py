@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.urls import URLPattern, URLResolver, include, path
@@ -75,6 +75,10 @@ class AsyncManager:
         q_options: Mapping[str, Any] | None = None,
         task_args: Iterable[Any] | None = None,
         task_kwargs: Mapping[str, Any] | None = None,
+        unique_key: str = "",
+        object_ids: locks.ConflictIds | None = None,
+        object_count: int | None = None,
+        by_object: bool = False,
         **kwargs: Any,
     ) -> str:
         """Run a function in the background and return the task's name.
@@ -95,6 +99,10 @@ class AsyncManager:
             q_options: more options for django-q2.
             task_args: more positional arguments, after ``*args``.
             task_kwargs: more keyword arguments, also those whose names this method uses itself.
+            unique_key: if a task with the same key is queued or running, none is launched.
+            object_ids: objects that the task is for without locking them, in the form of ``conflict_ids``.
+            object_count: how many objects it is for, where they are not all named.
+            by_object: the function says of each object what became of it, with ``note_outcome``.
             **kwargs: keyword arguments for the function.
 
         Returns:
@@ -106,6 +114,7 @@ class AsyncManager:
             TypeError: if the arguments don't fit its signature, or can't be pickled.
             ValueError: if a key in ``conflict_ids`` is none of its model.
             TaskNameTaken: if ``task_key`` was used before.
+            TaskAlreadyActive: if there is a task with the same ``unique_key``; it has its name.
             TaskConflict: if somebody else holds one of the objects. Nothing is left behind.
             EnqueueError: if the broker does not take the task. It is recorded as failed.
         """
@@ -123,6 +132,10 @@ class AsyncManager:
             cluster=cluster,
             sync=sync,
             q_options=q_options or {},
+            unique_key=unique_key,
+            object_ids=object_ids,
+            object_count=object_count,
+            by_object=by_object,
         )
         try:
             return launching.launch(self, request)
@@ -157,11 +170,13 @@ class AsyncManager:
         *,
         task_args: Sequence[Any] | None = None,
         task_kwargs: Mapping[str, Any] | None = None,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> str:
         """Launch an ended task again, with the same function, arguments, objects and locks.
 
         ``task_args`` and ``task_kwargs``, if given, take the place of its positional and keyword
-        arguments. What differs is recorded. The objects and locks stay those of the first launch.
+        arguments. What differs is recorded. The objects and locks stay those of the first launch, or, with
+        ``only``, those of them that it names: ``{"app_label.model": {key as text, ...}}``.
 
         Returns the name of the new task, whose record is linked to the first.
 
@@ -172,12 +187,13 @@ class AsyncManager:
             EnqueueError: if the broker does not take the new task.
             TypeError: if the arguments don't fit the function.
         """
+        changes: dict[str, Any] = {"task_args": task_args, "task_kwargs": task_kwargs, "only": only}
         try:
-            return retrying.retry(self, task_name, user, task_args=task_args, task_kwargs=task_kwargs)
+            return retrying.retry(self, task_name, user, **changes)
         except TaskConflict as conflict:
             if not cleanup.release_stale_holders(self.resolve_manager, conflict.holders):
                 raise
-            return retrying.retry(self, task_name, user, task_args=task_args, task_kwargs=task_kwargs)
+            return retrying.retry(self, task_name, user, **changes)
 
     # Conflict locks
 

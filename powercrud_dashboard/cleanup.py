@@ -10,7 +10,15 @@ from typing import Any
 from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.liveness import LOOK_FOR_PROCESS_AFTER, is_lost
-from powercrud_dashboard.models import ActiveTask, ConflictLock, FailureReason, TaskEvent, TaskObject, TaskRecord
+from powercrud_dashboard.models import (
+    ActiveTask,
+    ConflictLock,
+    FailureReason,
+    TaskEvent,
+    TaskFile,
+    TaskObject,
+    TaskRecord,
+)
 from powercrud_dashboard.models.coordination import in_chunks, write_transaction
 
 logger = logging.getLogger(__name__)
@@ -66,6 +74,7 @@ class Cleanup:
         self._close_abandoned_records()
         self._drop_orphaned_locks()
         self._prune_history()
+        self._drop_useless_files()
         self._note_the_living()
         return self._summary
 
@@ -138,6 +147,10 @@ class Cleanup:
         orphaned = ConflictLock.objects.all().orphaned()
         self._summary.orphaned_locks = orphaned.count() if self._dry_run else orphaned._raw_delete(orphaned.db)
 
+    def _drop_useless_files(self) -> None:
+        if not self._dry_run:
+            TaskFile.objects.all().of_no_use().delete()
+
     def _prune_history(self) -> None:
         for status, days in app_settings.DASHBOARD_RETENTION_DAYS.items():
             if days is not None:
@@ -166,6 +179,8 @@ def delete_records(pks: list[int]) -> None:
         with write_transaction():
             TaskEvent.objects.filter(record__in=chunk).delete()
             TaskObject.objects.filter(record__in=chunk).delete()
+            names = TaskRecord.objects.filter(pk__in=chunk).values_list("task_name", flat=True)
+            TaskFile.objects.filter(owner__in=list(names)).delete()
             TaskRecord.objects.filter(retry_of__in=chunk).update(retry_of=None)
             TaskRecord.objects.filter(first_try__in=chunk).update(first_try=None)
             records = TaskRecord.objects.filter(pk__in=chunk)

@@ -47,6 +47,8 @@ class Settings:
     DASHBOARD_EVENT_LIMIT: int = 1_000
     #: Days that finished records are kept, by status. A status that is absent or None is kept for good.
     DASHBOARD_RETENTION_DAYS: dict[str, Any] = field(default_factory=dict)
+    #: Bytes of a file that is kept with a task: one that a form was sent with, or that an action answered with.
+    DASHBOARD_FILE_LIMIT: int = 10 * 1024 * 1024
     #: Seconds between two refreshes of an open page.
     DASHBOARD_REFRESH_INTERVAL: int = 2
     #: Rows on one page of the task list.

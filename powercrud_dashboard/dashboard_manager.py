@@ -11,11 +11,13 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
+from django.db.models import F, Q
 
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models import FailureReason, TaskEvent, TaskObject, TaskRecord
-from powercrud_dashboard.models.history import Outcome
+from powercrud_dashboard.models.coordination import WHOLE_MODEL
+from powercrud_dashboard.models.history import ObjectOutcome, Outcome
 from powercrud_dashboard.models.text import LONG, MESSAGE, SHORT, clean_text, describe, message_pattern
 
 __all__ = ["DashboardAsyncManager"]
@@ -49,6 +51,9 @@ class DashboardAsyncManager(AsyncManager):
 
 def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None:
     """Write one lifecycle event: the record's change, if any, and a line in its timeline."""
+    if event == "objects":
+        _record_outcomes(task_name, payload)
+        return
     change = _CHANGES.get(event)
     changed = change is None or change(task_name, payload)
     if not changed:
@@ -69,6 +74,30 @@ def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None
         payload=_details(payload),
         timestamp=payload.get("timestamp"),
     )
+
+
+def _record_outcomes(task_name: str, payload: Mapping[str, Any]) -> None:
+    """Write what became of objects; it is no line of the timeline."""
+    record = TaskRecord.objects.filter(task_name=task_name).values_list("pk", "affected_count").first()
+    if record is None:
+        return
+    pk, affected_count = record
+    outcomes = payload["outcomes"]
+    if affected_count > app_settings.DASHBOARD_OBJECT_LIMIT:
+        outcomes = _within_limit(pk, outcomes)
+    TaskObject.objects.all().record_outcomes(pk, outcomes)
+    if added := payload.get("skipped_before"):
+        # These were never handed to the task: they are no part of what it counts itself.
+        TaskRecord.objects.filter(pk=pk).update(skipped_count=F("skipped_count") + added)
+
+
+def _within_limit(record_pk: int, outcomes: Sequence[ObjectOutcome]) -> list[ObjectOutcome]:
+    """Return those outcomes that are kept by name: of objects that are there already, or as long as there is room."""
+    there = TaskObject.objects.filter(record=record_pk)
+    room = app_settings.DASHBOARD_OBJECT_LIMIT - there.count()
+    if room > 0:
+        return list(outcomes[:room])
+    return [item for item in outcomes if there.filter(model_label=item.model_label, object_id=item.object_id).exists()]
 
 
 def _continues_last_progress(task_name: str, payload: Mapping[str, Any]) -> bool:
@@ -135,7 +164,8 @@ def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
     user = payload.get("user")
     affected = payload.get("affected_objects") or []
     conflict_ids = payload.get("conflict_ids") or {}
-    locked = sum(len(ids) for ids in conflict_ids.values())
+    touched = payload.get("object_ids") or _without_whole_models(conflict_ids)
+    named = sum(len(ids) for ids in touched.values())
     texts = payload.get("object_texts") or {}
     original = _original(payload.get("retry_of"))
     record = TaskRecord.objects.create(
@@ -145,9 +175,10 @@ def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
         user=user,
         user_label=clean_text(user, SHORT) if user else "",
         affected_objects=[clean_text(item, SHORT) for item in islice(affected, limit)],
-        affected_count=max(len(affected), locked),
-        first_objects=_first_objects(affected, conflict_ids, texts),
-        model_labels=" ".join(conflict_ids),
+        affected_count=max(len(affected), named, payload.get("object_count") or 0),
+        first_objects=_first_objects(affected, touched, texts),
+        model_labels=" ".join(dict.fromkeys((*touched, *conflict_ids))),
+        by_object=payload.get("by_object") or False,
         conflict_ids=_first_keys(conflict_ids, limit),
         task_args=[to_json(value) for value in payload.get("task_args", ())],
         task_kwargs={name: to_json(value) for name, value in payload.get("task_kwargs", {}).items()},
@@ -158,8 +189,12 @@ def _create(task_name: str, payload: Mapping[str, Any]) -> bool:
         cluster=payload.get("cluster") or "",
         manager_class=payload.get("manager_class") or "",
     )
-    TaskObject.objects.create_for(record, islice(_keys(conflict_ids), limit), texts)
+    TaskObject.objects.create_for(record, islice(_keys(touched), limit), texts)
     return True
+
+
+def _without_whole_models(keys: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {label: ids for label, ids in keys.items() if WHOLE_MODEL not in ids}
 
 
 def _original(task_name: str | None) -> TaskRecord | None:
@@ -197,17 +232,31 @@ def _start(task_name: str, payload: Mapping[str, Any]) -> bool:
 
 def _complete(task_name: str, payload: Mapping[str, Any]) -> bool:
     changed = TaskRecord.objects.all().record_success(
-        task_name, result=to_json(payload.get("result")), **_last_progress(payload)
+        task_name, result=to_json(payload.get("result")), **_last_progress(payload), **_counts(payload)
     )
     if changed:
-        TaskObject.objects.filter(record__task_name=task_name, outcome="").update(outcome=Outcome.DONE)
+        # A task that says of each object what became of it has said so of all that it came to.
+        TaskObject.objects.all().close(task_name, Outcome.NOT_REACHED if _reports(task_name) else Outcome.DONE)
     return changed
+
+
+def _reports(task_name: str) -> bool:
+    return TaskRecord.objects.filter(task_name=task_name, by_object=True).exists()
+
+
+def _counts(payload: Mapping[str, Any]) -> dict[str, Any]:
+    counts = payload.get("outcome_counts") or {}
+    return {
+        "done_count": counts.get(Outcome.DONE, 0),
+        "failed_count": counts.get(Outcome.FAILED, 0),
+        "skipped_count": F("skipped_count") + counts.get(Outcome.SKIPPED, 0),
+    }
 
 
 def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
     reason = payload.get("reason") or FailureReason.ERROR
     error = clean_text(payload.get("error") or payload.get("result") or "", LONG)
-    return TaskRecord.objects.all().record_failure(
+    changed = TaskRecord.objects.all().record_failure(
         task_name,
         reason=reason,
         error=error,
@@ -216,11 +265,23 @@ def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
         exception_class=clean_text(payload.get("exception_class") or "", SHORT),
         traceback=clean_text(payload.get("traceback") or "", LONG),
         **_last_progress(payload),
+        **_counts(payload),
     )
+    _leave_unreached(task_name, changed)
+    return changed
 
 
 def _cancel(task_name: str, payload: Mapping[str, Any]) -> bool:
-    return TaskRecord.objects.all().record_cancel(task_name, **_last_progress(payload))
+    changed = TaskRecord.objects.all().record_cancel(task_name, **_last_progress(payload), **_counts(payload))
+    _leave_unreached(task_name, changed)
+    return changed
+
+
+def _leave_unreached(task_name: str, changed: bool) -> None:
+    """Say so of the objects that a task can't have come to: none if it never began, else those that it reports not."""
+    never_began = Q(started_at=None)
+    if changed and TaskRecord.objects.filter(never_began | Q(by_object=True), task_name=task_name).exists():
+        TaskObject.objects.all().close(task_name, Outcome.NOT_REACHED)
 
 
 def _last_progress(payload: Mapping[str, Any]) -> dict[str, Any]:

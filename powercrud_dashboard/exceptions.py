@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -87,6 +88,36 @@ class TaskNameTaken(ValueError):
         super().__init__(
             f"A task named {task_name} exists already. "
             "Leave task_key out to get a fresh name, or pass one that was not used before."
+        )
+
+
+class TaskAlreadyActive(RuntimeError):
+    """A task with the same ``unique_key`` is queued or running; ``task_name`` is its name."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(_("The same task is already queued or running: %(name)s.") % {"name": task_name})
+
+
+class FileTooLarge(ValueError):
+    """A file that was to be kept with a task is larger than ``DASHBOARD_FILE_LIMIT`` bytes."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        super().__init__(
+            _("The file %(name)s is larger than the %(limit)s that are kept with a task (DASHBOARD_FILE_LIMIT).")
+            % {"name": name, "limit": filesizeformat(limit)}
+        )
+
+
+class AllObjectsFailed(RuntimeError):
+    """Every object of a task failed; the message has the first error."""
+
+    def __init__(self, count: int, first_error: str) -> None:
+        super().__init__(
+            ngettext("The only object failed: %(error)s", "All %(count)d objects failed. The first: %(error)s", count)
+            % {"count": count, "error": first_error}
         )
 
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from powercrud_dashboard import callables, lifecycle, locks, queueing
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.exceptions import EnqueueError, TaskNameTaken
+from powercrud_dashboard.exceptions import EnqueueError, TaskAlreadyActive, TaskNameTaken
 from powercrud_dashboard.models import ActiveTask, FailureReason, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState, coordination_db, write_transaction
 from powercrud_dashboard.models.text import SHORT, clean_text
@@ -58,6 +58,12 @@ class Launch:
     cluster: str | None = None
     sync: bool = False
     q_options: Mapping[str, Any] = field(default_factory=dict)
+    unique_key: str = ""
+    #: Objects that the task is for without locking them.
+    object_ids: locks.ConflictIds | None = None
+    #: How many objects it is for, where they are not all named.
+    object_count: int | None = None
+    by_object: bool = False
     retry_of: str | None = None
 
 
@@ -70,6 +76,7 @@ class _Plan:
     label: str
     user: Any
     keys: locks.LockKeys
+    objects: locks.LockKeys
     affected: list[str]
     object_texts: Mapping[tuple[str, str], str]
     group: str
@@ -86,6 +93,7 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
     Raises:
         UnimportableCallable, TypeError, ValueError: if the request can't be carried out by a worker.
         TaskNameTaken: if the wanted name is in use.
+        TaskAlreadyActive: if there is a task with the same unique key.
         TaskConflict: if somebody else holds one of the objects.
         EnqueueError: if the broker does not take the task. Inside a transaction and with a
             broker elsewhere this is raised at commit.
@@ -96,7 +104,7 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
     plan = _plan(manager, request)
     failure: Exception | None = None
     with write_transaction():
-        active = _insert(manager, plan, is_wanted_name=request.task_name is not None)
+        active = _insert(manager, plan, request)
         locks.take(active, plan.keys, from_reservations=manager.reservations)
         _emit_create(manager, request, plan)
         if not plan.sync and queueing.broker_database() == coordination_db():
@@ -120,13 +128,15 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
     task_name = request.task_name or str(uuid.uuid4())
     label = clean_text(request.label or path, SHORT)
     keys = locks.normalise(request.conflict_ids)
+    objects = locks.normalise(request.object_ids)
     affected, object_texts = _described(request.affected_objects)
     object_texts = dict(request.object_texts or object_texts)
     # The same wishes may come as options, as django-q2 takes them.
     options = dict(request.q_options)
     group = request.group or options.pop("group", None) or ""
     cluster = request.cluster or options.pop("cluster", None) or ""
-    for what, name in (("task_key", task_name), ("group", group), ("cluster", cluster)):
+    names = {"task_key": task_name, "group": group, "cluster": cluster, "unique_key": request.unique_key}
+    for what, name in names.items():
         _check_name(what, name)
     timeout = request.timeout or options.pop("timeout", None)
     sync = bool(request.sync or options.pop("sync", False) or queueing.runs_synchronously())
@@ -145,6 +155,10 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
             "timeout": timeout,
             "cluster": cluster,
             "q_options": options,
+            "unique_key": request.unique_key,
+            "object_ids": objects,
+            "object_count": request.object_count,
+            "by_object": request.by_object,
         },
     )
     shielded = {name: value for name, value in request.kwargs.items() if name in queueing.RESERVED_KEYWORDS}
@@ -168,14 +182,17 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
         sync=sync,
     )
     user = _person(request.user)
-    return _Plan(task_name, path, label, user, keys, affected, object_texts, group, cluster, sync, payload, enqueue)
+    return _Plan(
+        task_name, path, label, user, keys, objects, affected, object_texts, group, cluster, sync, payload, enqueue
+    )
 
 
-def _insert(manager: LaunchingManager, plan: _Plan, *, is_wanted_name: bool) -> ActiveTask:
+def _insert(manager: LaunchingManager, plan: _Plan, request: Launch) -> ActiveTask:
     """Insert the active task.
 
     Raises:
         TaskNameTaken: if an active task or a record has the wanted name already.
+        TaskAlreadyActive: if an active task has the same unique key.
     """
     active = ActiveTask(
         task_name=plan.task_name,
@@ -184,18 +201,20 @@ def _insert(manager: LaunchingManager, plan: _Plan, *, is_wanted_name: bool) -> 
         manager_class=manager.manager_class_path,
         user=plan.user,
         cluster=plan.cluster,
+        unique_key=request.unique_key,
         sent_at=timezone.now() if plan.sync else None,
     )
-    if not is_wanted_name:
+    if request.task_name is None and not request.unique_key:
         active.save(force_insert=True)
         return active
-    if TaskRecord.objects.filter(task_name=plan.task_name).exists():
+    if request.task_name is not None and TaskRecord.objects.filter(task_name=plan.task_name).exists():
         raise TaskNameTaken(plan.task_name)
     try:
         with transaction.atomic(using=coordination_db()):
             active.save(force_insert=True)
     except IntegrityError as error:
-        raise TaskNameTaken(plan.task_name) from error
+        same = ActiveTask.objects.exclude(unique_key="").filter(unique_key=request.unique_key).first()
+        raise (TaskAlreadyActive(same.task_name) if same else TaskNameTaken(plan.task_name)) from error
     return active
 
 
@@ -210,6 +229,9 @@ def _emit_create(manager: LaunchingManager, request: Launch, plan: _Plan) -> Non
         affected_objects=plan.affected,
         object_texts=plan.object_texts,
         conflict_ids=plan.keys,
+        object_ids=plan.objects,
+        object_count=request.object_count,
+        by_object=request.by_object,
         task_args=list(request.args),
         task_kwargs=dict(request.kwargs),
         group=plan.group,

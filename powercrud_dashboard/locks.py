@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2s
 from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, connections, models, transaction
 
 from powercrud_dashboard.exceptions import HeldObject, TaskConflict
 from powercrud_dashboard.models import ActiveTask, ConflictLock
 from powercrud_dashboard.models.coordination import (
+    WHOLE_MODEL,
     ActiveTaskState,
     coordination_db,
     reservation_expiry,
@@ -25,6 +28,9 @@ LockKeys = dict[str, list[str]]
 
 #: More objects than this are counted in an error, but not named.
 NAMED_CONFLICTS = 100
+
+#: As the value of a model in ``conflict_ids``: all of its objects, and those that come.
+ALL_OBJECTS = frozenset({WHOLE_MODEL})
 
 #: Looks at the locks, each followed by a try to take them, before a launch gives up.
 TAKE_ATTEMPTS = 3
@@ -54,7 +60,9 @@ def held_ids(conflict_ids: ConflictIds) -> set[Hashable]:
     for label, values in conflict_ids.items():
         model_label, originals = _by_key(label, values)
         for lock in ConflictLock.objects.all().held_among({model_label: originals}):
-            held.add(originals[lock.object_id])
+            # A lock on the whole model is one on each object; who asks for the whole model meets any lock.
+            everything = lock.object_id == WHOLE_MODEL or WHOLE_MODEL in originals
+            held.update(originals.values() if everything else [originals[lock.object_id]])
     return held
 
 
@@ -69,11 +77,14 @@ def _by_key(label: str, values: Iterable[Any]) -> tuple[str, dict[str, Any]]:
     except (LookupError, ValueError):
         return label.lower(), {str(_key_of(value)): _key_of(value) for value in values}
     options = model._meta.concrete_model._meta
-    to_python = options.pk.to_python
     try:
-        return options.label_lower, {str(to_python(_key_of(value))): _key_of(value) for value in values}
+        return options.label_lower, {_as_text(options.pk, _key_of(value)): _key_of(value) for value in values}
     except ValidationError as error:
         raise ValueError(f"conflict_ids[{label!r}]: {' '.join(error.messages)}") from error
+
+
+def _as_text(pk: Any, key: Any) -> str:
+    return WHOLE_MODEL if key == WHOLE_MODEL else str(pk.to_python(key))
 
 
 def _key_of(value: Any) -> Any:
@@ -83,6 +94,16 @@ def _key_of(value: Any) -> Any:
 def holders(keys: LockKeys) -> list[str]:
     """Return the names of the tasks and reservations that hold one of the objects, each once."""
     return list({lock.active_task.task_name for lock in ConflictLock.objects.all().held_among(keys)})
+
+
+def locks_on(keys: LockKeys) -> list[ConflictLock]:
+    """Return the locks that lie on these objects or on all of their model, with their holders."""
+    return ConflictLock.objects.all().held_among(keys)
+
+
+def conflict_on(keys: LockKeys, *, except_for: str = "") -> TaskConflict:
+    """Return the error that says who, but for this task, holds these objects."""
+    return conflict_error([lock for lock in locks_on(keys) if lock.active_task.task_name != except_for])
 
 
 def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int] = ()) -> None:
@@ -95,16 +116,35 @@ def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int]
         TaskConflict: if anyone else holds one of the objects.
     """
     own = {holder.pk, *from_reservations}
+    _serialise(keys)
     for _attempt in range(TAKE_ATTEMPTS):
         held = ConflictLock.objects.all().held_among(keys)
         others = [lock for lock in held if lock.active_task_id not in own]
         if others:
-            raise _conflict(others)
+            raise conflict_error(others)
         if _hand_over(held, holder) and _insert_missing(keys, held, holder):
             ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
             return
         # Somebody was faster between the look and the write: look again.
-    raise _conflict(held)
+    raise conflict_error(held)
+
+
+def _serialise(keys: LockKeys) -> None:
+    """Let no lock on a whole model and none on its objects be taken at the same moment, unseen by each other.
+
+    Two rows for different objects don't meet in an index. SQLite has one writer at a time; PostgreSQL gets advisory
+    locks until the end of the transaction, which those who lock single objects share.
+    """
+    connection = connections[coordination_db()]
+    if connection.vendor != "postgresql" or not keys:
+        return
+    calls, numbers = [], []
+    for label, object_ids in keys.items():
+        shared = "" if WHOLE_MODEL in object_ids else "_shared"
+        calls.append(f"pg_advisory_xact_lock{shared}(%s)")
+        numbers.append(int.from_bytes(blake2s(f"pcrud {label}".encode(), digest_size=8).digest(), signed=True))
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(calls)}", numbers)
 
 
 def _hand_over(held: list[ConflictLock], holder: ActiveTask) -> bool:
@@ -166,6 +206,24 @@ def release(name: str, keys: LockKeys | None = None) -> int:
     return released
 
 
+@contextmanager
+def held(keys: LockKeys, name: str) -> Iterator[None]:
+    """Hold these objects for the length of a block, under a reservation of this name.
+
+    Inside a transaction nobody sees the locks, but nobody takes them either before it has ended.
+
+    Raises:
+        TaskConflict: if anyone holds one of them; then the block is not entered.
+    """
+    if reserve(name, keys) is None:
+        raise conflict_on(keys)
+    try:
+        yield
+    finally:
+        if not connections[coordination_db()].needs_rollback:
+            release(name)
+
+
 def release_one(lock: ConflictLock) -> bool:
     """Release this lock if its holder still has it; return whether it had."""
     same = ConflictLock.objects.filter(pk=lock.pk, active_task_id=lock.active_task_id)
@@ -175,7 +233,7 @@ def release_one(lock: ConflictLock) -> bool:
     return True
 
 
-def _conflict(locks: list[ConflictLock]) -> TaskConflict:
+def conflict_error(locks: list[ConflictLock]) -> TaskConflict:
     return TaskConflict(
         [
             HeldObject(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -12,8 +12,10 @@ from django.utils.translation import gettext_lazy
 from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.launching import Launch, LaunchingManager, launch
+from powercrud_dashboard.locks import LockKeys
 from powercrud_dashboard.models import TaskRecord
-from powercrud_dashboard.models.coordination import write_transaction
+from powercrud_dashboard.models.coordination import WHOLE_MODEL, write_transaction
+from powercrud_dashboard.models.history import Outcome
 
 NOT_ENDED = gettext_lazy("it has not ended yet. Wait for its end, or cancel it first.")
 _NOT_RESTORED = gettext_lazy("its arguments can't be restored (%(error)s).")
@@ -26,17 +28,20 @@ def retry(
     *,
     task_args: Sequence[Any] | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """Launch the recorded task again with the same function, arguments, objects and locks.
 
     ``task_args`` and ``task_kwargs``, if given, take the place of the arguments; what differs is
-    recorded with the retry. Returns the new task's name.
+    recorded with the retry. ``only`` leaves of its objects and locks those with these keys, as text, by model label.
+    Returns the new task's name.
 
     Raises:
         TaskNotRetryable: if there is no such record, it has not ended, a retry of it is under
             way, or what it was launched with can't be restored.
         TaskConflict: if somebody else holds one of its objects.
         EnqueueError: if the broker does not take the new task.
+        TaskAlreadyActive: if the same task was launched anew meanwhile.
         TypeError: if the arguments don't fit the function.
     """
     with write_transaction():
@@ -59,8 +64,8 @@ def retry(
                 func=package["func"],
                 args=args,
                 kwargs=kwargs,
-                conflict_ids=package["conflict_ids"],
-                affected_objects=package["affected_objects"],
+                conflict_ids=_restricted(package["conflict_ids"], only),
+                affected_objects=package["affected_objects"] if only is None else None,
                 # Packages of before this was kept do without.
                 object_texts=package.get("object_texts"),
                 user=user,
@@ -69,6 +74,10 @@ def retry(
                 timeout=package["timeout"],
                 cluster=package["cluster"],
                 q_options=package["q_options"],
+                unique_key=package.get("unique_key", ""),
+                object_ids=_restricted(package.get("object_ids") or {}, only),
+                object_count=package.get("object_count") if only is None else None,
+                by_object=package.get("by_object", False),
                 retry_of=task_name,
             ),
         )
@@ -97,6 +106,34 @@ def editable_arguments(record: TaskRecord) -> tuple[list[Any], dict[str, Any]]:
             record.task_name, _("with other arguments, as its own are more than plain JSON. Retry it as it is.")
         )
     return args, kwargs
+
+
+def for_objects_not_done(record: TaskRecord) -> dict[str, Any]:
+    """Return what makes of a retry one for those objects only that failed or were not reached.
+
+    The function gets their keys, as text, in its argument ``only``.
+
+    Raises:
+        TaskNotRetryable: if the task does not report its objects, if all that are known by name were done, or
+            what it was launched with can't be restored.
+    """
+    entries = record.objects_worked_on.filter(outcome__in=[Outcome.FAILED, Outcome.NOT_REACHED])
+    only: dict[str, list[str]] = {}
+    for label, key in entries.order_by("pk").values_list("model_label", "object_id"):
+        only.setdefault(label, []).append(key)
+    if not (record.by_object and only):
+        raise TaskNotRetryable(record.task_name, _("it has no objects that failed."))
+    kwargs = {**_restore(record)["kwargs"], "only": [key for keys in only.values() for key in keys]}
+    return {"task_kwargs": kwargs, "only": {label: frozenset(keys) for label, keys in only.items()}}
+
+
+def _restricted(keys: LockKeys, only: Mapping[str, Collection[str]] | None) -> LockKeys:
+    if only is None:
+        return keys
+    kept = {
+        label: [key for key in ids if key == WHOLE_MODEL or key in only.get(label, ())] for label, ids in keys.items()
+    }
+    return {label: ids for label, ids in kept.items() if ids}
 
 
 def _is_json(value: object) -> bool:

@@ -1,56 +1,78 @@
-"""Background actions: how they are declared, launched from a changelist, and run in a worker."""
+"""How a background action is declared, and found again by its name in a worker."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.contrib import messages
-from django.contrib.admin import ModelAdmin, helpers
+from django.contrib.admin import ModelAdmin
 from django.contrib.admin.sites import all_sites
-from django.contrib.auth import get_user_model
+from django.contrib.admin.utils import model_format_dict
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.http.response import HttpResponseBase
-from django.urls import NoReverseMatch, reverse
-from django.utils.html import format_html, format_html_join
+from django.forms import BaseForm
+from django.http import HttpRequest, HttpResponseBase
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
-
-from powercrud_dashboard.admin.worker_request import worker_request
-from powercrud_dashboard.async_manager import AsyncManager
-from powercrud_dashboard.exceptions import EnqueueError, TaskConflict
-from powercrud_dashboard.models import TaskRecord
 
 if TYPE_CHECKING:
     Admin = ModelAdmin[Any]
-    ActionFunction = Callable[[Any, HttpRequest, QuerySet[Any]], Any]
-
-#: Objects described in the record; their number is exact.
-DESCRIBED_OBJECTS = 100
-
-RUN_ADMIN_ACTION = "powercrud_dashboard.admin.actions.run_admin_action"
+    ActionFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class BackgroundAction:
-    """One background action of a ``ModelAdmin``."""
+    """One background action of a ``ModelAdmin``.
+
+    Raises:
+        ValueError: if the options contradict each other.
+    """
 
     #: Name among the admin's actions.
     name: str
     #: What people read in the menu and in the task list.
-    description: str
+    description: Any
     #: Of these (``"change"``, ``"delete"``, ...) the user needs one, at the click and again in the worker.
     permissions: Sequence[str] = ()
+    #: What is locked: the selected objects, nothing, or the whole model.
+    conflict: bool | Literal["model"] = True
     #: What happens if selected objects are locked: refuse all, or run without those.
     on_conflict: Literal["abort", "skip"] = "abort"
+    #: Whether the function is given one object at a time, each on its own.
+    per_object: bool = False
+    #: Asks for parameters on a page of its own first.
+    form: type[BaseForm] | None = None
+    #: Asks for a confirmation first, also without a form.
+    confirm: bool = False
+    #: Objects of one task; a larger selection becomes a group of tasks.
+    chunk_size: int | None = None
+    #: Selections of up to so many objects run at once, in the request. None takes the admin's own.
+    background_threshold: int | None = None
     #: The body of an admin action; None for a task function.
     body: ActionFunction | None = None
     #: Dotted path of a task function, which is given ``pks`` and ``model``; "" for a body.
     task: str = ""
+
+    def __post_init__(self) -> None:
+        if self.on_conflict not in ("abort", "skip"):
+            raise ValueError(f"on_conflict is {self.on_conflict!r}; use 'abort' or 'skip'.")
+        if self.conflict not in (True, False, "model"):
+            raise ValueError(f"conflict is {self.conflict!r}; use True, False or 'model'.")
+        if self.conflict == "model" and self.on_conflict == "skip":
+            raise ValueError("A whole model is locked or not: conflict='model' does not go with on_conflict='skip'.")
+        if self.conflict == "model" and self.chunk_size:
+            raise ValueError(
+                "Only one task can lock a whole model: conflict='model' does not go with chunk_size. "
+                "Use conflict=True, or leave chunk_size out."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size is {self.chunk_size}; use a number of objects, at least 1.")
+
+    @property
+    def asks_first(self) -> bool:
+        return self.confirm or self.form is not None
 
     def is_allowed(self, model_admin: Admin, request: HttpRequest) -> bool:
         """Return whether the user has one of the permissions, in the way of Django's own actions."""
@@ -58,45 +80,93 @@ class BackgroundAction:
             return True
         return any(getattr(model_admin, f"has_{name}_permission")(request) for name in self.permissions)
 
+    def is_allowed_on(self, model_admin: Admin, request: HttpRequest, obj: Any) -> bool:
+        """Return whether the user has one of the permissions for this object."""
+        if not self.permissions:
+            return True
+        return any(_has_object_permission(model_admin, name, request, obj) for name in self.permissions)
+
+    def label_for(self, model_admin: Admin) -> str:
+        """Return the description with the model's names in their places, as Django's own actions have them."""
+        return str(self.description) % model_format_dict(model_admin.opts)
+
+
+def _has_object_permission(model_admin: Admin, name: str, request: HttpRequest, obj: Any) -> bool:
+    check = getattr(model_admin, f"has_{name}_permission")
+    # Permissions of a project's own, such as has_archive_permission, take the request alone.
+    takes_object = len(inspect.signature(check).parameters) > 1
+    return bool(check(request, obj) if takes_object else check(request))
+
 
 def background_action(
+    function: ActionFunction | None = None,
     *,
-    description: str | None = None,
-    permissions: Sequence[str] = (),
+    description: Any = None,
+    permissions: Sequence[str] | None = None,
+    conflict: bool | Literal["model"] = True,
     on_conflict: Literal["abort", "skip"] = "abort",
-) -> Callable[[ActionFunction], ActionFunction]:
+    per_object: bool = False,
+    form: type[BaseForm] | None = None,
+    confirm: bool = False,
+    chunk_size: int | None = None,
+    background_threshold: int | None = None,
+) -> Any:
     """Make an admin action run in the background.
 
-    The action is written as ever, ``(self, request, queryset)``. A click locks the selected objects and
-    launches one task; the body runs in a worker, with the real ``ModelAdmin``, a request that has the
-    user, and the selected rows. ``self.message_user(...)`` becomes a line on the task's page.
+    The action is written as ever, ``(self, request, queryset)``, as a method or a function; one that exists already
+    is wrapped in place. A click locks the selected objects and launches a task; the body runs in a worker, with the
+    real ``ModelAdmin``, a request that has the user, and the selected rows.
 
     Args:
-        description: what people read; by default made from the name.
-        permissions: of these (``"change"``, ...) the user needs one.
+        function: the action, for use without arguments.
+        description: what people read; by default the action's own, or made from its name.
+        permissions: of these (``"change"``, ...) the user needs one; by default the action's own.
+        conflict: True locks the selected objects, False none, ``"model"`` the whole model.
         on_conflict: ``"abort"`` refuses a selection with locked objects, ``"skip"`` runs without those.
+        per_object: the body gets one object, ``(self, request, obj)``; each is on its own, and is recorded.
+        form: a form whose ``cleaned_data`` the body gets, if it takes an argument of this name.
+        confirm: asks for a confirmation first.
+        chunk_size: objects of one task; a larger selection becomes a group of tasks that run in parallel.
+        background_threshold: selections of up to so many objects run at once.
+
+    Raises:
+        ValueError: if the options contradict each other.
     """
-    if on_conflict not in ("abort", "skip"):
-        raise ValueError(f"on_conflict is {on_conflict!r}; use 'abort' or 'skip'.")
+    options = BackgroundAction(
+        name="",
+        description=description,
+        conflict=conflict,
+        on_conflict=on_conflict,
+        per_object=per_object,
+        form=form,
+        confirm=confirm,
+        chunk_size=chunk_size,
+        background_threshold=background_threshold,
+    )
 
     def decorate(body: ActionFunction) -> ActionFunction:
-        action = BackgroundAction(
-            name=body.__name__,
-            description=description or capfirst(body.__name__.replace("_", " ")),
-            permissions=tuple(permissions),
-            on_conflict=on_conflict,
+        name = body.__name__
+        own = getattr(body, "short_description", None)
+        action = replace(
+            options,
+            name=name,
+            description=description or own or capfirst(name.replace("_", " ")),
+            permissions=tuple(getattr(body, "allowed_permissions", ()) if permissions is None else permissions),
             body=body,
         )
         return launcher(action)
 
-    return decorate
+    return decorate if function is None else decorate(function)
 
 
 def launcher(action: BackgroundAction) -> ActionFunction:
     """Return an admin action that launches ``action``, as Django's admin takes it."""
 
-    def launch(model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        launch_action(action, model_admin, request, queryset)
+    def launch(model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase | None:
+        # Here, as clicks know of actions and not the other way round.
+        from powercrud_dashboard.admin.clicks import click
+
+        return click(action, model_admin, request, queryset)
 
     launch.__name__ = action.name
     launch.short_description = action.description  # type: ignore[attr-defined]
@@ -106,138 +176,43 @@ def launcher(action: BackgroundAction) -> ActionFunction:
     return launch
 
 
-def launch_action(
-    action: BackgroundAction, model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]
-) -> str | None:
-    """Launch the action for the selected objects and say so to the user.
-
-    Returns the task's name, or None if it was refused; then a message says why.
-    """
-    if not action.is_allowed(model_admin, request):
-        raise PermissionDenied
-    manager = AsyncManager.resolve_manager()
-    label = model_admin.opts.label_lower
-    pks = list(queryset.values_list("pk", flat=True))
-    skipped: set[Any] = set()
-    if action.on_conflict == "skip":
-        skipped = set(manager.check_conflict({label: pks}))
-        pks = [pk for pk in pks if pk not in skipped]
-        if not pks:
-            model_admin.message_user(request, _("All of the selected objects are locked."), messages.ERROR)
-            return None
-    described = queryset.filter(pk__in=pks[:DESCRIBED_OBJECTS]) if skipped else queryset[:DESCRIBED_OBJECTS]
-    try:
-        task_name = manager.launch_async_task(
-            action.task or RUN_ADMIN_ACTION,
-            conflict_ids={label: pks},
-            user=request.user,
-            affected_objects=described,
-            label=str(action.description),
-            task_kwargs=_task_arguments(action, model_admin, request, pks),
-        )
-    except TaskConflict as conflict:
-        _say_refused(action, model_admin, request, conflict)
-        return None
-    except EnqueueError as error:
-        model_admin.message_user(request, str(error), messages.ERROR)
-        return None
-    _say_launched(action, model_admin, request, task_name, len(pks), len(skipped))
-    return task_name
+def action_of(function: object) -> BackgroundAction | None:
+    """Return the background action that an admin action launches, if it is one."""
+    found = getattr(function, "background_action", None)
+    return found if isinstance(found, BackgroundAction) else None
 
 
-def _task_arguments(
-    action: BackgroundAction, model_admin: Admin, request: HttpRequest, pks: list[Any]
-) -> dict[str, Any]:
-    label = model_admin.opts.label_lower
-    if action.task:
-        return {"pks": pks, "model": label}
-    return {
-        "site_name": model_admin.admin_site.name,
-        "model": label,
-        "action_name": action.name,
-        "pks": pks,
-        "user_pk": request.user.pk,
-        "path": request.get_full_path(),
-    }
-
-
-def _say_launched(
-    action: BackgroundAction, model_admin: Admin, request: HttpRequest, task_name: str, count: int, skipped: int
-) -> None:
-    words = ngettext(
-        "“%(action)s” runs in the background for %(count)d object.",
-        "“%(action)s” runs in the background for %(count)d objects.",
-        count,
-    ) % {"action": action.description, "count": count}
-    link = task_url(model_admin.admin_site.name, task_name)
-    message = format_html('{} <a href="{}">{}</a>', words, link, _("See its progress")) if link else words
-    model_admin.message_user(request, message, messages.SUCCESS)
-    if skipped:
-        model_admin.message_user(
-            request,
-            ngettext("%(count)d locked object was left out.", "%(count)d locked objects were left out.", skipped)
-            % {"count": skipped},
-            messages.WARNING,
-        )
-
-
-def _say_refused(action: BackgroundAction, model_admin: Admin, request: HttpRequest, conflict: TaskConflict) -> None:
-    words = ngettext(
-        "“%(action)s” was not started: %(count)d of the selected objects is in use by",
-        "“%(action)s” was not started: %(count)d of the selected objects are in use by",
-        conflict.total,
-    ) % {"action": action.description, "count": conflict.total}
-    labels = {item.holder: item.holder_label or item.holder for item in conflict.held}
-    links = [(task_url(model_admin.admin_site.name, holder), label) for holder, label in labels.items()]
-    linked = format_html_join(", ", "{}", ((_link(url, label),) for url, label in links))
-    message = format_html("{} {}. {}", words, linked, _("Wait until it has ended, or cancel it, and try again."))
-    model_admin.message_user(request, message, messages.ERROR)
-
-
-def _link(url: str, label: str) -> str:
-    return format_html('<a href="{}">{}</a>', url, label) if url else label
-
-
-def task_url(site_name: str, task_name: str) -> str:
-    """Return the address of a task's page in this admin site, or "" if it has none."""
-    pk = TaskRecord.objects.filter(task_name=task_name).values_list("pk", flat=True).first()
-    try:
-        return reverse("admin:powercrud_dashboard_taskrecord_change", args=[pk], current_app=site_name) if pk else ""
-    except NoReverseMatch:
-        return ""
-
-
-def run_admin_action(
-    *, site_name: str, model: str, action_name: str, pks: list[Any], user_pk: Any, path: str = ""
-) -> Any:
-    """Run the body of a background action in a worker.
+def find_action(model_admin: Admin, request: HttpRequest, name: str) -> BackgroundAction:
+    """Return the background action of this name, whether this person may use it or not.
 
     Raises:
-        PermissionDenied: if the user is gone, was deactivated or has lost the permission since the click.
-        LookupError: if the admin site, the model's admin or the action does not exist any more.
+        LookupError: if there is none (any more).
+        PermissionDenied: if it is one of another package that is not offered to this person (any more).
     """
-    model_admin = _model_admin(site_name, model)
-    action, body = find_action(model_admin, action_name)
-    user = get_user_model()._default_manager.filter(pk=user_pk).first()
-    if user is None or not user.is_active:
-        raise PermissionDenied("The user who launched this task was deleted or deactivated since.")
-    request = worker_request(user, path, {"action": action_name, helpers.ACTION_CHECKBOX_NAME: pks})
-    if not (model_admin.admin_site.has_permission(request) and action.is_allowed(model_admin, request)):
-        raise PermissionDenied(f"{user} has lost the permission for “{action.description}” since launching it.")
-    queryset = model_admin.get_queryset(request).filter(pk__in=pks)
-    result = body(model_admin, request, queryset)
-    return None if isinstance(result, HttpResponseBase) else result
+    offered = model_admin.get_actions(request).get(name)
+    declared = [
+        offered[0] if offered else None,
+        getattr(type(model_admin), name, None),
+        *(item for item in model_admin.actions or () if getattr(item, "__name__", "") == name),
+        *(function for action_name, function in model_admin.admin_site.actions if action_name == name),
+    ]
+    for function in declared:
+        if action := action_of(function):
+            return action
+    if name in getattr(model_admin, "wrapped_actions", {}):
+        # Django does not offer what this person may not do.
+        raise PermissionDenied(
+            _("%(user)s may not use “%(action)s” (any more).") % {"user": request.user, "action": name}
+        )
+    raise LookupError(f"{type(model_admin).__name__} has no background action {name!r} (any more).")
 
 
-def find_action(model_admin: Admin, name: str) -> tuple[BackgroundAction, ActionFunction]:
-    """Return the action that was declared under this name on the admin class, and its body."""
-    action = getattr(getattr(type(model_admin), name, None), "background_action", None)
-    if not isinstance(action, BackgroundAction) or action.body is None:
-        raise LookupError(f"{type(model_admin).__name__} has no background action {name!r} (any more).")
-    return action, action.body
+def find_model_admin(site_name: str, model_label: str) -> Admin:
+    """Return the admin of this model in the admin site of this name.
 
-
-def _model_admin(site_name: str, model_label: str) -> Admin:
+    Raises:
+        LookupError: if there is none (any more).
+    """
     for site in all_sites:
         if site.name == site_name:
             for registered, model_admin in site._registry.items():

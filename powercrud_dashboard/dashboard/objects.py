@@ -8,6 +8,8 @@ from django.contrib.admin.utils import quote
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
+from powercrud_dashboard.models.coordination import WHOLE_MODEL
+
 
 class ObjectLinks:
     """Addresses of objects' admin pages for one request: what a person may open is asked once a model."""
@@ -22,7 +24,7 @@ class ObjectLinks:
         if model_label not in self._names:
             self._names[model_label] = self._url_name(model_label)
         name = self._names[model_label]
-        if not name:
+        if not name or object_id == WHOLE_MODEL:
             return ""
         try:
             return reverse(name, args=[quote(object_id)], current_app=self._site.name)

@@ -9,14 +9,17 @@ from django.urls import URLPattern, path
 from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
+from powercrud_dashboard.dashboard.views.download import DownloadView
 from powercrud_dashboard.dashboard.views.edit import EditAndRetryView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.failures import FailuresView
+from powercrud_dashboard.dashboard.views.group import GroupActionView, GroupView
 from powercrud_dashboard.dashboard.views.locks import LockListView
 from powercrud_dashboard.dashboard.views.raw import RawTaskView
 from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
+from powercrud_dashboard.dashboard.views.retry_objects import RetryObjectsView
 from powercrud_dashboard.dashboard.views.schedule import ScheduleActionView
 from powercrud_dashboard.dashboard.views.task import TaskView
 from powercrud_dashboard.dashboard.views.tasks import TaskListView
@@ -45,6 +48,10 @@ def dashboard_urls(
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
+        ("groups/<str:group>/", GroupView, "group"),
+        ("groups/<str:group>/<slug:action>/", GroupActionView, "group_action"),
+        ("<int:pk>/files/<int:file_pk>/", DownloadView, "download"),
+        ("<int:pk>/retry-objects/", RetryObjectsView, "retry_objects"),
         ("<int:pk>/change/", TaskView, "change"),
         ("<int:pk>/raw/", RawTaskView, "raw"),
         ("<int:pk>/edit/", EditAndRetryView, "edit"),

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+#: In the place of an object's key: the lock on all objects of its model.
+WHOLE_MODEL = "*"
+
+#: Locks that are read of those in the way of a whole model.
+MET_AT_MOST = 1_000
+
 
 class ActiveTaskState(models.TextChoices):
     RESERVED = "reserved", _("Reserved")
@@ -138,6 +144,8 @@ class ActiveTask(models.Model):
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    #: As long as there is a task with this key, none is launched with the same; empty for no such wish.
+    unique_key = models.CharField(_("unique key"), max_length=100, blank=True)
 
     cluster = models.CharField(_("cluster"), max_length=100, blank=True)
     #: What the broker knows the queue entry by, where it tells (the ORM broker does).
@@ -178,6 +186,9 @@ class ActiveTask(models.Model):
                 condition=~Q(state=ActiveTaskState.RESERVED),
                 name="pcrud_active_task_name_uniq",
             ),
+            models.UniqueConstraint(
+                fields=["unique_key"], condition=~Q(unique_key=""), name="pcrud_active_task_unique_key"
+            ),
         ]
         indexes = [
             models.Index(fields=["task_name"], name="pcrud_active_task_name"),
@@ -213,8 +224,19 @@ class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
                 yield self.filter(model_label=model_label, object_id__in=chunk)
 
     def held_among(self, keys: Mapping[str, Iterable[str]]) -> list[ConflictLock]:
-        """Those of the wanted objects that are locked, with their holders."""
-        return [lock for locks in self.on_objects(keys) for lock in locks.select_related("active_task")]
+        """The locks that lie on the wanted objects, or on all of their model, with their holders.
+
+        Who wants all of a model meets each lock on one of its objects; of those the first are returned.
+        """
+        found: list[ConflictLock] = []
+        for model_label, object_ids in keys.items():
+            wanted = list(object_ids)
+            if WHOLE_MODEL in wanted:
+                found += self.filter(model_label=model_label).select_related("active_task")[:MET_AT_MOST]
+                continue
+            for locks in self.on_objects({model_label: [*wanted, WHOLE_MODEL]}):
+                found += locks.select_related("active_task")
+        return found
 
     def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> int:
         """Make the locks this holder's. Return how many there still were."""
@@ -253,6 +275,8 @@ class ConflictLock(models.Model):
         ]
 
     def __str__(self) -> str:
+        if self.object_id == WHOLE_MODEL:
+            return _("%(model)s (all objects)") % {"model": self.model_label}
         return f"{self.model_label} {self.object_id}"
 
 

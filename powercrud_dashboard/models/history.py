@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,11 @@ class TaskRecord(models.Model):
     first_objects = models.JSONField(_("first objects"), default=list, blank=True, encoder=DjangoJSONEncoder)
     #: The models of the objects, as labels in lower case with a space between.
     model_labels = models.TextField(_("models"), blank=True)
+    #: Whether the task says of each object what became of it.
+    by_object = models.BooleanField(_("reports each object"), default=False)
+    done_count = models.PositiveIntegerField(_("objects done"), default=0)
+    failed_count = models.PositiveIntegerField(_("objects failed"), default=0)
+    skipped_count = models.PositiveIntegerField(_("objects skipped"), default=0)
     conflict_ids = models.JSONField(_("locked objects"), default=dict, blank=True, encoder=DjangoJSONEncoder)
     task_args = models.JSONField(_("arguments"), default=list, blank=True, encoder=DjangoJSONEncoder)
     task_kwargs = models.JSONField(_("keyword arguments"), default=dict, blank=True, encoder=DjangoJSONEncoder)
@@ -225,6 +231,11 @@ class TaskRecord(models.Model):
         return self.status in FINISHED
 
     @property
+    def has_failed_objects(self) -> bool:
+        """Whether the task went on to its end past objects that failed."""
+        return self.status == TaskStatus.SUCCESS and self.failed_count > 0
+
+    @property
     def error_line(self) -> str:
         """The error's last line, which says what went wrong where the others say where."""
         lines = [line.strip() for line in self.error.splitlines() if line.strip()]
@@ -291,10 +302,39 @@ class Outcome(models.TextChoices):
     NOT_REACHED = "not_reached", _("Not reached")
 
 
+@dataclass(frozen=True)
+class ObjectOutcome:
+    """What became of one object."""
+
+    model_label: str
+    object_id: str
+    outcome: str
+    error: str = ""
+    text: str = ""
+
+
 class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
     def touching(self, model_label: str, object_id: str) -> TaskObjectQuerySet:
         """The entries of this object, for "which tasks worked on it"."""
         return self.filter(model_label=model_label, object_id=object_id)
+
+    def record_outcomes(self, record_pk: int, outcomes: Iterable[ObjectOutcome]) -> None:
+        """Write what became of objects; those that were not noted before are added."""
+        for item in outcomes:
+            facts = {"outcome": item.outcome, "error": item.error}
+            known = self.filter(record=record_pk, model_label=item.model_label, object_id=item.object_id)
+            if not known.update(**facts):
+                self.create(
+                    record_id=record_pk,
+                    model_label=item.model_label,
+                    object_id=item.object_id,
+                    text=item.text,
+                    **facts,
+                )
+
+    def close(self, task_name: str, outcome: str) -> None:
+        """Give this outcome to the task's objects that have none yet."""
+        self.filter(record__task_name=task_name, outcome="").update(outcome=outcome)
 
     def create_for(
         self, record: TaskRecord, keys: Iterable[tuple[str, str]], texts: Mapping[tuple[str, str], str]

@@ -28,6 +28,7 @@ from powercrud_dashboard.exceptions import TaskCancelled
 from powercrud_dashboard.liveness import is_lost, this_worker
 from powercrud_dashboard.models import ActiveTask, FailureReason
 from powercrud_dashboard.models.coordination import coordination_db, write_transaction
+from powercrud_dashboard.models.history import ObjectOutcome
 from powercrud_dashboard.models.text import LONG, SHORT, clean_text, describe, is_printable
 from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.signals import task_started
@@ -126,8 +127,11 @@ class TaskCall:
         def take_locks(label: str, ids: Iterable[Any]) -> bool:
             return locks.reserve(self.task_name, locks.normalise({label: ids})) is not None
 
+        def write_outcome(outcome: ObjectOutcome) -> None:
+            lifecycle.emit(manager, "objects", self.task_name, outcomes=[outcome])
+
         if not self.sync:
-            return TaskContext(self.task_name, self.manager_class, take_locks=take_locks)
+            return TaskContext(self.task_name, self.manager_class, take_locks=take_locks, write_outcome=write_outcome)
 
         def write_report(report: Report) -> None:
             news = Progress.parse(*report)
@@ -143,6 +147,7 @@ class TaskCall:
             self.task_name,
             self.manager_class,
             take_locks=take_locks,
+            write_outcome=write_outcome,
             write_report=write_report,
             write_log=write_log,
         )
@@ -198,6 +203,8 @@ class TaskCall:
         self, manager: lifecycle.LifecycleManager, active: ActiveTask, context: TaskContext, ending: Ending
     ) -> None:
         payload = {**ending.payload, "attempt": active.attempt, "log_lines": list(context.drain_log())}
+        if context.outcomes:
+            payload["outcome_counts"] = dict(context.outcomes)
         if (report := context.latest_report()) is not None:
             last = Progress.parse(*report)
             payload.update(message=last.message, current=last.current, total=last.total)

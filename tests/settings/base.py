@@ -46,6 +46,8 @@ INSTALLED_APPS = [
     "django_tables2",
     "django_filters",
     "powercrud_dashboard",
+    "import_export",
+    "django_object_actions",
     "tests.testapp",
 ]
 

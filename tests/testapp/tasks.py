@@ -133,3 +133,8 @@ def read_file(path: str) -> str:
 def fail_if(message: str, *, fails: bool) -> None:
     if fails:
         raise ValueError(message)
+
+
+def mark_project(project: Project, *, cleaned_data: dict[str, Any]) -> None:
+    project.name = f"{cleaned_data['prefix']}{project.name}"
+    project.save()

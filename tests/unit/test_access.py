@@ -12,6 +12,7 @@ from django.utils import timezone
 from django_q.models import Schedule
 
 from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
+from powercrud_dashboard.files import keep_result
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from tests.testapp import tasks
 
@@ -46,6 +47,10 @@ ACCESS = {
     "failures": Row(("get",)),
     "export": Row(("get",), about=("", "csv")),
     "change": Row(("get",), about=("ended",)),
+    "download": Row(("get",), about=("ended", "file")),
+    "group": Row(("get",), about=("", "trio")),
+    "group_action": Row(("post",), needs=("cancel_taskrecord",), about=("", "trio", "cancel")),
+    "retry_objects": Row(("post",), needs=("retry_taskrecord",), about=("ended",)),
     "raw": Row(("get",), about=("ended",)),
     "refresh": Row(("post",)),
     "bulk": Row(("post",), needs=("retry_taskrecord",), data=(("action", "retry"),)),
@@ -68,12 +73,15 @@ def things(manager, record_of, make_user) -> dict[str, int]:
     owner = make_user("owner")
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="ended", sync=True)
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="queued", conflict_ids={"testapp.Project": {1}})
+    manager.launch_async_task(tasks.add, 1, user=owner, group="trio")
+    kept = keep_result("ended", "names.csv", "text/csv", [b"a"])
     schedule = Schedule.objects.create(func="tests.testapp.tasks.add", args="1", next_run=timezone.now())
     return {
         "ended": record_of("ended").pk,
         "queued": record_of("queued").pk,
         "lock": ConflictLock.objects.get().pk,
         "schedule": schedule.pk,
+        "file": kept.pk,
     }
 
 
@@ -142,6 +150,14 @@ def test_other_peoples_tasks_are_out_of_reach_without_the_view_permission(client
     answer = getattr(blind, method)(address(name, things))
     # Buttons lead back to the list, with a message; pages are not found.
     assert answer.status_code == 404 or answer["Location"] == address("changelist", things)
+    assert facts() == before
+
+
+@pytest.mark.parametrize(("name", "method"), [("group", "get"), ("group_action", "post")])
+def test_other_peoples_groups_are_not_there(client_of, make_user, things, name, method):
+    blind = client_of(make_user("blind", *(ALL_PERMISSIONS - {"view_taskrecord"})))
+    before = facts()
+    assert getattr(blind, method)(address(name, things)).status_code == 404
     assert facts() == before
 
 

@@ -5,7 +5,7 @@ from django.core.exceptions import PermissionDenied
 from django_q.models import OrmQ
 
 from powercrud_dashboard.admin import background_action
-from powercrud_dashboard.admin.actions import run_admin_action
+from powercrud_dashboard.admin.running import run_action
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp.models import Project
 
@@ -116,7 +116,7 @@ def test_the_permission_is_checked_again_in_the_worker(make_user, projects, chan
         if change == "lost the permission":
             user.user_permissions.clear()
     with pytest.raises(PermissionDenied, match="since"):
-        run_admin_action(**arguments)
+        run_action(**arguments)
     assert not Project.objects.filter(archived=True).exists()
 
 
@@ -126,7 +126,7 @@ def test_the_permission_is_checked_again_in_the_worker(make_user, projects, chan
 def test_what_a_deploy_has_removed_is_said(superuser, gone):
     arguments = {"site_name": "admin", "model": "testapp.project", "action_name": "archive", "user_pk": superuser.pk}
     with pytest.raises(LookupError, match="any more"):
-        run_admin_action(**{**arguments, **gone}, pks=[])
+        run_action(**{**arguments, **gone}, pks=[])
 
 
 def test_a_wrong_policy_is_refused_at_once():

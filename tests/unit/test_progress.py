@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 from django.core.cache import cache
 from django.core.cache.backends.base import BaseCache
@@ -19,7 +21,7 @@ ADD = "tests.testapp.tasks.add"
 @pytest.fixture
 def context():
     """The context of a task in a worker, where a reporter fetches what is reported."""
-    made = TaskContext("task-1", "some.Manager", take_locks=lambda label, ids: True)
+    made = TaskContext("task-1", "some.Manager", take_locks=Mock(), write_outcome=Mock())
     with running_task(made):
         yield made
 

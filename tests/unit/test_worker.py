@@ -206,7 +206,9 @@ def test_a_queue_entry_that_can_not_be_written_leaves_a_failed_record_and_an_err
 
 
 def test_log_lines_that_can_not_be_written_yet_are_kept_in_their_order():
-    context = TaskContext("task-1", "some.Manager", take_locks=lambda label, ids: True)
+    context = TaskContext(
+        "task-1", "some.Manager", take_locks=lambda label, ids: True, write_outcome=lambda outcome: None
+    )
     for text in ("one", "two"):
         context.log(text)
     lines = list(context.drain_log())

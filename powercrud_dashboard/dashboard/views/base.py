@@ -179,7 +179,7 @@ class TaskActionView(DashboardView):
         shown = self.act(record)
         if "filter" in request.POST:
             return redirect(self.list_url(request.POST["filter"]))
-        return redirect(self.url("change", shown.pk))
+        return redirect(self.next_url(self.url("change", shown.pk)))
 
     def act(self, record: TaskRecord) -> TaskRecord:
         """Do it, leave a message, and return the record to show next."""

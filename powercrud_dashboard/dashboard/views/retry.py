@@ -4,11 +4,11 @@ from django.contrib import messages
 from django.utils.translation import gettext as _
 
 from powercrud_dashboard.dashboard.views.base import TaskActionView
-from powercrud_dashboard.exceptions import EnqueueError, TaskConflict, TaskNotRetryable
+from powercrud_dashboard.exceptions import EnqueueError, TaskAlreadyActive, TaskConflict, TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord
 
 #: What a retry may answer with. The last two: the function is gone, or takes other arguments, since a deploy.
-REFUSALS = (TaskConflict, TaskNotRetryable, EnqueueError, TypeError, ValueError)
+REFUSALS = (TaskConflict, TaskNotRetryable, TaskAlreadyActive, EnqueueError, TypeError, ValueError)
 
 
 class RetryTaskView(TaskActionView):
