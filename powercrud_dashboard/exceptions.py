@@ -20,10 +20,12 @@ class HeldObject:
     holder: str
     holder_label: str
     since: datetime | None = None
+    #: What people call it.
+    text: str = ""
 
     def __str__(self) -> str:
         return _("%(object)s (held by %(holder)s)") % {
-            "object": f"{self.model_label} {self.object_id}",
+            "object": self.text or f"{self.model_label} {self.object_id}",
             "holder": self.holder_label or self.holder,
         }
 

@@ -120,6 +120,11 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
     return plan.task_name
 
 
+def runs_in_caller() -> bool:
+    """Return whether the settings make every task run in the process that launches it."""
+    return queueing.runs_synchronously() or not app_settings.ASYNC_ENABLED
+
+
 def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
     """Check everything that can be checked before anything is written."""
     path, func = callables.resolve(request.func)
@@ -139,8 +144,7 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
     for what, name in names.items():
         _check_name(what, name)
     timeout = request.timeout or options.pop("timeout", None)
-    sync = bool(request.sync or options.pop("sync", False) or queueing.runs_synchronously())
-    sync = sync or not app_settings.ASYNC_ENABLED
+    sync = bool(request.sync or options.pop("sync", False) or runs_in_caller())
     payload = _signed(
         path,
         {

@@ -242,6 +242,7 @@ def conflict_error(locks: list[ConflictLock]) -> TaskConflict:
                 holder=lock.active_task.task_name,
                 holder_label=lock.active_task.label,
                 since=lock.locked_at,
+                text=str(lock),
             )
             for lock in locks[:NAMED_CONFLICTS]
         ],

@@ -17,6 +17,8 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
+from powercrud_dashboard.admin.action_entries import function_of
+
 if TYPE_CHECKING:
     Admin = ModelAdmin[Any]
     ActionFunction = Callable[..., Any]
@@ -173,6 +175,10 @@ def launcher(action: BackgroundAction) -> ActionFunction:
     launch.background_action = action  # type: ignore[attr-defined]
     if action.permissions:
         launch.allowed_permissions = list(action.permissions)  # type: ignore[attr-defined]
+    for name in ("locations", "plural_description"):
+        # What Django's own decorator says from 6.1 on.
+        if hasattr(action.body, name):
+            setattr(launch, name, getattr(action.body, name))
     return launch
 
 
@@ -191,7 +197,7 @@ def find_action(model_admin: Admin, request: HttpRequest, name: str) -> Backgrou
     """
     offered = model_admin.get_actions(request).get(name)
     declared = [
-        offered[0] if offered else None,
+        function_of(offered) if offered else None,
         getattr(type(model_admin), name, None),
         *(item for item in model_admin.actions or () if getattr(item, "__name__", "") == name),
         *(function for action_name, function in model_admin.admin_site.actions if action_name == name),

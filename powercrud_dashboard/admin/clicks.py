@@ -27,6 +27,7 @@ from powercrud_dashboard.admin.running import RUN_ACTION, SPLIT_SELECTION
 from powercrud_dashboard.admin.selected import Rows, lock_label
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import EnqueueError, FileTooLarge, TaskAlreadyActive, TaskConflict
+from powercrud_dashboard.launching import runs_in_caller
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.coordination import WHOLE_MODEL, write_transaction
 from powercrud_dashboard.models.history import ObjectOutcome, Outcome
@@ -113,8 +114,9 @@ class Click:
             return _Launched("", "", 0, len(left_out))
         count = rows.count_in(self.model_admin)
         chunk_size = self.action.chunk_size or 0
-        self.runs_now = count <= self._threshold
-        group = self.name if chunk_size and count > chunk_size and not self.runs_now else ""
+        is_small = count <= self._threshold
+        self.runs_now = is_small or runs_in_caller()
+        group = self.name if chunk_size and count > chunk_size and not is_small else ""
         # What runs now must not keep the database's only writer waiting until its end; and one launch is all or
         # nothing by itself, but for the record of a failure to queue it, which is to stay.
         needs_more = bool(group or self.request.FILES or left_out) and not self.runs_now
@@ -244,16 +246,15 @@ class Click:
                 "“%(action)s” is done for %(count)d objects.",
                 launched.count,
             )
-            link, link_words = self._task_url(launched.task_name), _("See what it did")
-            self._pass_messages_on(launched.task_name)
+            link_words = _("See what it did")
         else:
             words = ngettext(
                 "“%(action)s” runs in the background for %(count)d object.",
                 "“%(action)s” runs in the background for %(count)d objects.",
                 launched.count,
             )
-            link = self._group_url(launched.group) if launched.group else self._task_url(launched.task_name)
             link_words = _("See its progress")
+        link = self._group_url(launched.group) if launched.group else self._task_url(launched.task_name)
         text = words % {**label, "count": launched.count}
         say(format_html('{} <a href="{}">{}</a>', text, link, link_words) if link else text, messages.SUCCESS)
         if launched.skipped:
@@ -261,6 +262,8 @@ class Click:
                 "%(count)d locked object was left out.", "%(count)d locked objects were left out.", launched.skipped
             )
             say(text % {"count": launched.skipped}, messages.WARNING)
+        if self.runs_now and launched.task_name:
+            self._pass_messages_on(launched.task_name)
 
     def _pass_messages_on(self, task_name: str) -> None:
         """Show what the action had to say, which is kept with the task as well."""

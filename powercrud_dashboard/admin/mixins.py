@@ -20,9 +20,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.admin import edits
+from powercrud_dashboard.admin.action_entries import description_of, function_of, with_function
 from powercrud_dashboard.admin.actions import BackgroundAction, action_of, launcher
 from powercrud_dashboard.admin.changelist import ASKED_KEYS, LockAwareChangeList, lock_by_key, strip_context
 from powercrud_dashboard.admin.object_tasks import all_tasks_url, object_context
+from powercrud_dashboard.callables import injected_arguments
 from powercrud_dashboard.dashboard.views.base import refresh_interval
 from powercrud_dashboard.exceptions import TaskConflict
 from powercrud_dashboard.models.coordination import WHOLE_MODEL
@@ -58,17 +60,13 @@ class BackgroundActionsMixin(_Base):
             # From here on they are Django's own kind of action: checked, filtered and shown as any other.
             self.actions = [*self.actions, *(launcher(action) for action in declared if action.task)]
 
-    def get_actions(self, request: HttpRequest, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        actions: dict[str, Any] = super().get_actions(request, *args, **kwargs)
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        # Django has locations from 6.1 on; a package beside this one may not know of them.
+        location = {} if action_location is None else {"action_location": action_location}
+        actions: dict[str, Any] = super().get_actions(request, **injected_arguments(super().get_actions, location))
         for name, wanted in self.wrapped_actions.items():
-            if name not in actions or action_of(actions[name][0]):
-                continue
-            function, _name, description = actions[name]
-            permissions = wanted.permissions or tuple(getattr(function, "allowed_permissions", ()))
-            action = replace(
-                wanted, body=function, description=wanted.description or description, permissions=permissions
-            )
-            actions[name] = (launcher(action), name, str(action.description))
+            if name in actions and action_of(function_of(actions[name])) is None:
+                actions[name] = _in_background(actions[name], wanted)
         return actions
 
     # The changelist
@@ -217,6 +215,18 @@ class BackgroundActionsMixin(_Base):
 def _is_page(response: object, name: str) -> TypeGuard[TemplateResponse]:
     """Return whether this is a page with that in its context, and not a redirect or a page that asks."""
     return isinstance(response, TemplateResponse) and name in (response.context_data or {})
+
+
+def _in_background(entry: Any, wanted: BackgroundAction) -> Any:
+    """Return the entry of an action that another package has made, to run as it is wanted."""
+    function = function_of(entry)
+    action = replace(
+        wanted,
+        body=function,
+        description=wanted.description or description_of(entry),
+        permissions=wanted.permissions or tuple(getattr(function, "allowed_permissions", ())),
+    )
+    return with_function(entry, launcher(action), str(action.description))
 
 
 def _declared(item: str | BackgroundAction) -> BackgroundAction:

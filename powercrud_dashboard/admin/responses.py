@@ -6,7 +6,7 @@ import mimetypes
 from collections.abc import Iterable
 from typing import Any
 
-from django.http import HttpRequest
+from django.http import FileResponse, HttpRequest
 from django.http.response import HttpResponseBase, HttpResponseRedirectBase
 from django.utils.http import parse_header_parameters
 
@@ -31,7 +31,9 @@ def keep_response(task_name: str, response: HttpResponseBase, request: HttpReque
         content_type = response.headers.get("Content-Type", "")
         kept = files.keep_result(task_name, _name_of(response, content_type), content_type, parts)
     finally:
-        response.close()
+        # Not response.close(), which tells Django that a request has ended: then the worker's connections would go.
+        if isinstance(response, FileResponse) and response.file_to_stream is not None:
+            response.file_to_stream.close()
     if not kept.size:
         kept.delete()
         return None

@@ -73,7 +73,9 @@ def run_action(
     return result
 
 
-def split_selection(**arguments: Any) -> dict[str, int]:
+def split_selection(
+    *, rows: Rows, group: str, task_key: str = "", manager_class: str = "", **arguments: Any
+) -> dict[str, int]:
     """Launch one task for each chunk of a large selection, all in the group of this one.
 
     A chunk of which objects are locked is not launched, if the action is to abort; the others are.
@@ -81,7 +83,6 @@ def split_selection(**arguments: Any) -> dict[str, int]:
     Raises:
         TaskConflict: if no chunk could be launched.
     """
-    rows: Rows = arguments.pop("rows")
     run = _Run(
         arguments["site_name"],
         arguments["model"],
@@ -92,7 +93,7 @@ def split_selection(**arguments: Any) -> dict[str, int]:
         arguments["post"],
         "",
     )
-    return run.split(arguments)
+    return run.split(group, arguments)
 
 
 class _Run:
@@ -233,10 +234,9 @@ class _Run:
                 self._note(pk, Outcome.SKIPPED, _("Locked"))
         return free
 
-    def split(self, arguments: dict[str, Any]) -> dict[str, int]:
+    def split(self, group: str, arguments: dict[str, Any]) -> dict[str, int]:
         """Launch a task for each chunk of the rows."""
         manager = AsyncManager.resolve_manager(self.task.manager_class if self.task else None)
-        group = arguments.pop("group")
         action, launched, refused = self.action, 0, 0
         last_refusal: TaskConflict | None = None
         total = self.rows.count_in(self.model_admin)

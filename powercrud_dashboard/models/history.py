@@ -321,16 +321,10 @@ class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
     def record_outcomes(self, record_pk: int, outcomes: Iterable[ObjectOutcome]) -> None:
         """Write what became of objects; those that were not noted before are added."""
         for item in outcomes:
-            facts = {"outcome": item.outcome, "error": item.error}
+            facts = {"outcome": item.outcome, "error": item.error, **({"text": item.text} if item.text else {})}
             known = self.filter(record=record_pk, model_label=item.model_label, object_id=item.object_id)
             if not known.update(**facts):
-                self.create(
-                    record_id=record_pk,
-                    model_label=item.model_label,
-                    object_id=item.object_id,
-                    text=item.text,
-                    **facts,
-                )
+                self.create(record_id=record_pk, model_label=item.model_label, object_id=item.object_id, **facts)
 
     def close(self, task_name: str, outcome: str) -> None:
         """Give this outcome to the task's objects that have none yet."""

@@ -96,3 +96,6 @@ Q_CLUSTER = {
 
 # Real clusters are quick to notice a dead worker, so that the tests are quick too.
 POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default"}
+
+# Says for itself that it wants to be told.
+DJANGO_OBJECT_ACTIONS_DEFAULT_HTTP_METHOD = "POST"

@@ -138,3 +138,15 @@ def fail_if(message: str, *, fails: bool) -> None:
 def mark_project(project: Project, *, cleaned_data: dict[str, Any]) -> None:
     project.name = f"{cleaned_data['prefix']}{project.name}"
     project.save()
+
+
+def save_through_admin(pk: int, user_pk: int) -> None:
+    """Save as a view of the admin does, from within a task."""
+    from django.contrib import admin
+    from django.http import HttpRequest
+
+    from tests.testapp.models import SpecialProject
+
+    project = SpecialProject.objects.get(pk=pk)
+    project.name = "saved"
+    admin.site.get_model_admin(SpecialProject).save_model(HttpRequest(), project, None, True)

@@ -1,0 +1,546 @@
+"""What a click on a background action leads to: launched, asked, refused, in groups, at once."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from django.contrib.messages import get_messages
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from powercrud_dashboard.admin import BackgroundAction, background_action
+from powercrud_dashboard.admin import selected as selected_rows
+from powercrud_dashboard.admin.running import run_action
+from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.exceptions import TaskConflict
+from powercrud_dashboard.locks import ALL_OBJECTS
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskFile, TaskObject, TaskRecord
+from tests.testapp.admin import ODD
+from tests.testapp.models import Document, Project
+
+pytestmark = pytest.mark.django_db
+
+CHANGELIST = "/admin/testapp/project/"
+TASKS = "/admin/powercrud_dashboard/taskrecord/"
+ADD = "tests.testapp.tasks.add"
+
+
+@pytest.fixture
+def projects(make_projects) -> list[Project]:
+    return make_projects(5)
+
+
+@pytest.fixture
+def boss(client_of, superuser):
+    return client_of(superuser)
+
+
+@pytest.fixture
+def at_once(settings):
+    """Run tasks in the process that launches them."""
+    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False}
+
+
+def choose(client, action: str, rows, address: str = CHANGELIST, **more):
+    data = {"action": action, "_selected_action": [row.pk for row in rows], **more}
+    return client.post(address, data, follow=True)
+
+
+def said(response) -> list[str]:
+    return [str(message) for message in get_messages(response.wsgi_request)] or [
+        str(message) for message in response.context["messages"]
+    ]
+
+
+def last() -> TaskRecord:
+    return TaskRecord.objects.latest("pk")
+
+
+def outcomes(record: TaskRecord) -> dict[str, str]:
+    return dict(record.objects_worked_on.order_by("pk").values_list("text", "outcome"))
+
+
+# Actions as they are
+
+
+def test_a_function_is_run_in_the_background(boss, projects, at_once):
+    Project.objects.update(archived=True)
+    choose(boss, "unarchive", projects[:2])
+    record = last()
+    assert (record.label, record.result, record.affected_count) == ("Unarchive selected projects", 2, 2)
+    assert list(Project.objects.filter(archived=False)) == projects[:2]
+
+
+def test_an_action_of_another_package_is_wrapped_in_place(boss, projects, at_once):
+    choose(boss, "count_rows", projects[:3])
+    record = last()
+    assert record.label == "Foreign count of projects"
+    assert record.events.get(event="log").message == "There are 3 rows."
+
+
+def test_the_body_gets_the_request_of_the_click(boss, projects, at_once):
+    response = choose(boss, "peek", projects, f"{CHANGELIST}?archived__exact=0", extra="of the form")
+    record = last()
+    assert record.result == {"rows": 5, "path": f"{CHANGELIST}?archived__exact=0", "extra": "of the form"}
+    log = record.events.get(event="log")
+    assert (log.message, log.payload["level"]) == ("Only looking.", "warning")
+    # And the person stays on the filtered page.
+    assert response.redirect_chain == [(f"{CHANGELIST}?archived__exact=0", 302)]
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "content_type"),
+    [("names_as_csv", "names.csv", "text/csv"), ("names_as_stream", "result.txt", "text/plain")],
+)
+def test_an_answer_with_content_is_kept_for_download(
+    boss, make_user, client_of, projects, at_once, action, name, content_type
+):
+    choose(boss, action, projects[:2])
+    record, kept = last(), TaskFile.objects.get()
+    assert record.result == {"file": name, "size": kept.size}
+    address = f"{TASKS}{record.pk}/files/{kept.pk}/"
+    assert address in boss.get(f"{TASKS}{record.pk}/change/").content.decode()
+    answer = boss.get(address)
+    assert answer.content.split() == [b"project", b"0", b"project", b"1"]
+    assert answer["Content-Type"].startswith(content_type)
+    assert answer["Content-Disposition"] == f'attachment; filename="{name}"'
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert client_of(make_user("stranger")).get(address).status_code == 404
+
+
+def test_an_answer_that_is_too_large_fails_the_task_and_says_so(boss, projects, settings):
+    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False, "DASHBOARD_FILE_LIMIT": 15}
+    assert "names.csv is larger" in said(choose(boss, "names_as_csv", projects))[0]
+    assert "DASHBOARD_FILE_LIMIT" in last().error
+    assert not TaskFile.objects.exists()
+
+
+def test_files_go_with_their_record(boss, projects, at_once):
+    choose(boss, "names_as_csv", projects)
+    boss.post(f"{TASKS}bulk/", {"action": "delete", "selected": last().pk, "confirmed": "yes"})
+    assert not TaskFile.objects.exists()
+
+
+# One object at a time
+
+
+@pytest.fixture
+def one_odd(projects):
+    Project.objects.filter(pk=projects[1].pk).update(name=ODD)
+    return projects
+
+
+def test_each_object_is_on_its_own(boss, one_odd, at_once):
+    choose(boss, "visit", one_odd)
+    record = last()
+    assert (record.status, record.result) == ("success", {"done": 4, "failed": 1, "skipped": 0})
+    assert (record.done_count, record.failed_count) == (4, 1)
+    assert outcomes(record) == {
+        "project 0": "done",
+        ODD: "failed",
+        "project 2": "done",
+        "project 3": "done",
+        "project 4": "done",
+    }
+    assert record.objects_worked_on.get(outcome="failed").error == f"LookupError: project {one_odd[1].pk} is odd"
+    # What the failing one had written is undone.
+    assert Project.objects.filter(archived=True).count() == 4
+    page = boss.get(f"{TASKS}{record.pk}/change/").content.decode()
+    assert "Completed with errors" in page
+    assert "is odd" in page
+
+
+def test_if_all_fail_the_task_has_failed(boss, one_odd, at_once):
+    answer = choose(boss, "visit", one_odd[1:2])
+    assert "“Visit each” failed: The only object failed" in said(answer)[0]
+    record = last()
+    assert (record.status, record.failed_count) == ("failed", 1)
+    assert "The only object failed: LookupError" in record.error
+    assert not ConflictLock.objects.exists()
+
+
+def test_objects_that_are_gone_or_forbidden_are_skipped(projects, superuser, monkeypatch, manager, record_of):
+    from tests.testapp.admin import ProjectAdmin
+
+    forbidden = projects[0].pk
+    monkeypatch.setattr(
+        ProjectAdmin, "has_change_permission", lambda self, request, obj=None: obj is None or obj.pk != forbidden
+    )
+    Project.objects.filter(pk=projects[1].pk).delete()
+    name = manager.launch_async_task(
+        run_action,
+        by_object=True,
+        object_ids={"testapp.Project": projects[:3]},
+        sync=True,
+        site_name="admin",
+        model="testapp.project",
+        action_name="visit",
+        user_pk=superuser.pk,
+        pks=[project.pk for project in projects[:3]],
+    )
+    record = record_of(name)
+    assert (record.done_count, record.skipped_count) == (1, 2)
+    errors = dict(record.objects_worked_on.values_list("object_id", "error"))
+    assert errors == {
+        str(forbidden): "No permission",
+        str(projects[1].pk): "Gone, or out of this person's reach",
+        str(projects[2].pk): "",
+    }
+
+
+def test_what_was_locked_at_the_click_is_on_the_record(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:2]})
+    response = choose(boss, "visit", projects)
+    record = last()
+    assert "2 locked objects were left out." in said(response)[1]
+    assert (record.affected_count, record.skipped_count) == (3, 2)
+    skipped = record.objects_worked_on.filter(outcome="skipped")
+    assert {entry.object_id: entry.error for entry in skipped} == {
+        str(project.pk): "Locked by nightly" for project in projects[:2]
+    }
+
+
+def test_the_failed_objects_alone_are_retried(boss, one_odd, at_once):
+    choose(boss, "visit", one_odd)
+    first = last()
+    address = f"{TASKS}{first.pk}/retry-objects/"
+    assert address in boss.get(f"{TASKS}{first.pk}/change/").content.decode()
+    Project.objects.filter(name=ODD).update(name="mended", archived=False)
+    Project.objects.exclude(name="mended").update(archived=False)
+    boss.post(address)
+    retry = last()
+    assert retry.retry_of == first
+    assert (retry.status, retry.affected_count, outcomes(retry)) == ("success", 1, {"mended": "done"})
+    assert list(Project.objects.filter(archived=True)) == [one_odd[1]]
+    assert "/retry-objects/" not in boss.get(f"{TASKS}{retry.pk}/change/").content.decode()
+
+
+def test_objects_of_a_task_that_was_cancelled_in_the_queue_were_not_reached(boss, projects, manager):
+    choose(boss, "archive", projects[:2])
+    manager.cancel_task(last().task_name)
+    assert set(outcomes(last()).values()) == {"not_reached"}
+
+
+def test_outcomes_beyond_the_limit_are_counted(boss, projects, settings):
+    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False, "DASHBOARD_OBJECT_LIMIT": 2}
+    choose(boss, "visit", projects)
+    record = last()
+    assert (record.affected_count, record.done_count, TaskObject.objects.count()) == (5, 5, 2)
+
+
+# Parameters and confirmation
+
+
+def test_a_form_asks_first_and_shows_what_is_locked(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:1]})
+    page = choose(boss, "rename", projects)
+    assert page.templates[0].name == "powercrud_dashboard/admin/confirm.html"
+    text = page.content.decode()
+    assert "This is for 5 objects:" in text
+    assert "1 is locked, so this can't start before that has ended:" in text
+    assert "nightly" in text
+    assert not TaskRecord.objects.exists()
+
+
+def test_bad_input_is_shown_again_and_launches_nothing(boss, projects):
+    page = choose(
+        boss,
+        "rename",
+        projects,
+        **{"pcrud-confirmed": "1", "pcrud-prefix": "far too long a prefix", "pcrud-count": "0"},
+    )
+    errors = page.context["form"].errors
+    assert set(errors) == {"prefix", "count"}
+    assert 'value="far too long a prefix"' in page.content.decode()
+    assert not TaskRecord.objects.exists()
+
+
+def test_good_input_reaches_the_action_with_its_file(boss, projects, at_once):
+    notes = SimpleUploadedFile("notes.txt", b"read me", "text/plain")
+    fields = {"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-count": "7", "pcrud-notes": notes}
+    choose(boss, "rename", projects[:1], **fields)
+    assert last().result == {"count": 7, "notes": "read me"}
+    assert Project.objects.get(pk=projects[0].pk).name == "new project 0"
+    # The file is gone with the task's end.
+    assert not TaskFile.objects.exists()
+
+
+def test_the_file_of_a_failed_task_is_there_for_its_retry(boss, projects, manager):
+    notes = SimpleUploadedFile("notes.txt", b"read me", "text/plain")
+    choose(boss, "rename", projects[:1], **{"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes})
+    record = last()
+    manager.cleanup_completed_tasks()
+    assert bytes(TaskFile.objects.get().content) == b"read me"
+    ActiveTask.objects.all().delete()
+    manager.async_task_lifecycle("fail", record.task_name, error="broke")
+    manager.cleanup_completed_tasks()
+    assert TaskFile.objects.exists()
+    record.refresh_from_db()
+    manager.async_task_lifecycle("create", "another", func="f")
+    TaskRecord.objects.filter(pk=record.pk).update(status="cancelled")
+    manager.cleanup_completed_tasks()
+    assert not TaskFile.objects.exists()
+
+
+def test_a_file_that_is_too_large_launches_nothing(boss, projects, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_FILE_LIMIT": 3}
+    notes = SimpleUploadedFile("notes.txt", b"read me", "text/plain")
+    answer = choose(boss, "rename", projects, **{"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes})
+    assert "notes.txt is larger" in said(answer)[0]
+    assert not TaskRecord.objects.exists()
+    assert not TaskFile.objects.exists()
+
+
+def test_a_form_for_a_task_function_by_object(boss, projects, at_once):
+    choose(boss, "mark_each", projects[:2], **{"pcrud-confirmed": "1", "pcrud-prefix": "*"})
+    assert [project.name for project in Project.objects.order_by("pk")[:3]] == ["*project 0", "*project 1", "project 2"]
+
+
+def test_a_confirmation_without_a_form(boss, projects, at_once):
+    page = choose(boss, "archive_after_all", projects)
+    assert "This is for 5 objects:" in page.content.decode()
+    assert not Project.objects.filter(archived=True).exists()
+    choose(boss, "archive_after_all", projects, **{"pcrud-confirmed": "1"})
+    assert Project.objects.filter(archived=True).count() == 5
+
+
+def test_what_is_not_valid_any_more_in_the_worker_fails_the_task(superuser, projects):
+    with pytest.raises(Exception, match="not valid any more: prefix"):
+        run_action(
+            site_name="admin",
+            model="testapp.project",
+            action_name="rename",
+            user_pk=superuser.pk,
+            pks=[projects[0].pk],
+            post={"pcrud-prefix": [""]},
+        )
+
+
+# Locks
+
+
+def test_an_action_without_conflicts_locks_nothing_but_names_its_objects(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects})
+    choose(boss, "peek", projects)
+    assert last().objects_worked_on.count() == 5
+    assert ConflictLock.objects.exclude(active_task__task_name="nightly").count() == 0
+
+
+def test_a_whole_model_is_locked_for_everybody(boss, projects, manager):
+    choose(boss, "audit", projects[:1])
+    assert [str(lock) for lock in ConflictLock.objects.all()] == ["testapp.project (all objects)"]
+    assert last().affected_count == 1
+    assert manager.check_conflict({"testapp.Project": {projects[3].pk, 99_999}}) == {projects[3].pk, 99_999}
+    assert not manager.add_conflict_ids("nightly", {"testapp.SpecialProject": {projects[4].pk}})
+    answer = choose(boss, "archive", projects[4:])
+    assert "was not started" in said(answer)[0]
+
+
+def test_and_waits_for_nobody(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:1]})
+    answer = choose(boss, "audit", projects[1:])
+    assert "is in use by nightly" in said(answer)[0]
+    assert not TaskRecord.objects.exists()
+
+
+def test_a_whole_model_is_locked_from_code_as_well(manager, projects):
+    assert manager.add_conflict_ids("audit", {"testapp.Project": ALL_OBJECTS})
+    somebody_else = DashboardAsyncManager()
+    with pytest.raises(TaskConflict, match=r"testapp\.project \(all objects\) \(held by audit\)"):
+        somebody_else.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {projects[0].pk}})
+    assert manager.remove_conflict_ids("audit") == 1
+    assert manager.add_conflict_ids("one", {"testapp.Project": {projects[0].pk}})
+
+
+def test_who_has_reserved_a_whole_model_hands_it_to_the_task(manager, projects):
+    manager.add_conflict_ids("audit", {"testapp.Project": ALL_OBJECTS})
+    manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": ALL_OBJECTS})
+    assert ConflictLock.objects.get().active_task.task_name == last().task_name
+    assert last().objects_worked_on.count() == 0
+
+
+# Large selections
+
+
+@pytest.fixture
+def few_keys(monkeypatch):
+    """Let selections of more than three rows count as large."""
+    monkeypatch.setattr(selected_rows, "KEYS_AT_MOST", 3)
+    monkeypatch.setattr(selected_rows, "READ_AT_ONCE", 2)
+
+
+def select_all(client, action: str, rows, query: str = "", **more):
+    return choose(client, action, rows[:1], f"{CHANGELIST}{query}", select_across="1", **more)
+
+
+def test_a_large_selection_travels_as_its_query(boss, projects, at_once, few_keys):
+    Project.objects.filter(pk=projects[4].pk).update(name="other")
+    answer = select_all(boss, "archive", projects, "?q=project")
+    record = last()
+    assert "is done for 4 objects." in said(answer)[0]
+    assert (record.affected_count, record.status) == (4, "success")
+    assert "pks" not in record.task_kwargs
+    assert set(Project.objects.filter(archived=True)) == set(projects[:4])
+
+
+def test_its_rows_are_locked_in_the_worker(boss, projects, at_once, few_keys, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[3:4]})
+    answer = select_all(boss, "archive", projects)
+    assert "in use by nightly" in said(answer)[0]
+    assert last().status == "failed"
+    assert ConflictLock.objects.count() == 1
+    assert not Project.objects.filter(archived=True).exists()
+
+
+def test_or_left_out_there(boss, projects, at_once, few_keys, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[3:4]})
+    select_all(boss, "visit", projects)
+    record = last()
+    assert (record.done_count, record.skipped_count) == (4, 1)
+    assert not Project.objects.get(pk=projects[3].pk).archived
+
+
+def test_rows_that_drop_out_of_the_query_on_the_way_are_all_worked_on(boss, projects, at_once, few_keys):
+    select_all(boss, "visit", projects, "?archived__exact=0")
+    assert last().result == {"done": 5, "failed": 0, "skipped": 0}
+    assert Project.objects.filter(archived=True).count() == 5
+
+
+def test_a_click_becomes_a_group_of_tasks(boss, projects):
+    answer = choose(boss, "visit_in_chunks", projects)
+    records = list(TaskRecord.objects.order_by("pk"))
+    assert [record.affected_count for record in records] == [2, 2, 1]
+    assert len({record.group for record in records}) == 1
+    assert f"{TASKS}groups/{records[0].group}/" in said(answer)[0]
+
+
+def test_all_of_the_group_or_none(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[4:]})
+    answer = choose(boss, "visit_in_chunks", projects)
+    assert "was not started: 1 of the selected objects" in said(answer)[0]
+    assert not TaskRecord.objects.exists()
+    assert ConflictLock.objects.count() == 1
+
+
+def test_a_large_selection_is_split_in_the_worker(boss, projects, at_once, few_keys):
+    select_all(boss, "visit_in_chunks", projects)
+    splitter, *chunks = TaskRecord.objects.order_by("pk")
+    assert splitter.result == {"launched": 3, "refused": 0}
+    assert [record.done_count for record in chunks] == [2, 2, 1]
+    assert {record.group for record in chunks} == {splitter.group}
+    assert Project.objects.filter(archived=True).count() == 5
+
+
+def test_locked_chunks_are_told_and_the_others_launched(boss, projects, at_once, few_keys, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:1]})
+    select_all(boss, "visit_in_chunks", projects)
+    splitter = TaskRecord.objects.earliest("pk")
+    assert splitter.result == {"launched": 2, "refused": 1}
+    assert "nightly" in splitter.events.get(event="log").message
+
+
+# Twice, and now or later
+
+
+def test_the_same_click_twice_launches_once(boss, projects):
+    choose(boss, "peek", projects)
+    answer = choose(boss, "peek", list(reversed(projects)))
+    first = TaskRecord.objects.get()
+    assert "is already under way for this selection." in said(answer)[0]
+    assert f"{TASKS}{first.pk}/change/" in said(answer)[0]
+    choose(boss, "peek", projects[:2])
+    assert TaskRecord.objects.count() == 2
+
+
+def test_with_locks_it_is_told_so_and_not_as_a_conflict(boss, projects):
+    choose(boss, "archive", projects)
+    assert "is already under way" in said(choose(boss, "archive", projects))[0]
+
+
+def test_the_same_group_twice_launches_once(boss, projects):
+    choose(boss, "visit_in_chunks", projects)
+    answer = choose(boss, "visit_in_chunks", projects)
+    assert "is already under way" in said(answer)[0]
+    assert "/groups/" in said(answer)[0]
+    assert TaskRecord.objects.count() == 3
+
+
+def test_other_parameters_are_another_task(boss, projects, at_once):
+    for prefix in ("a", "b"):
+        choose(boss, "mark_each", projects[:1], **{"pcrud-confirmed": "1", "pcrud-prefix": prefix})
+    assert Project.objects.get(pk=projects[0].pk).name == "baproject 0"
+
+
+def test_after_its_end_it_is_launched_anew(boss, projects, at_once):
+    for _click in range(2):
+        choose(boss, "peek", projects)
+    assert TaskRecord.objects.filter(status="success").count() == 2
+
+
+def test_small_selections_run_at_once_and_are_recorded(boss, projects):
+    answer = choose(boss, "archive_few_at_once", projects[:2])
+    record = last()
+    assert record.status == "success"
+    assert [event.event for event in record.events.all()] == ["create", "start", "log", "complete", "cleanup"]
+    assert "is done for 2 objects." in said(answer)[0]
+    assert said(answer)[1] == "That was quick."
+    choose(boss, "archive_few_at_once", projects[2:])
+    assert last().status == "pending"
+
+
+def test_an_error_at_once_is_a_message_with_a_link_to_the_record(boss, one_odd):
+    answer = choose(boss, "archive_few_at_once", one_odd[1:2])
+    record = last()
+    assert record.status == "failed"
+    assert "failed: " in said(answer)[0]
+    assert f"{TASKS}{record.pk}/change/" in said(answer)[0]
+
+
+# Keys and sites of all kinds
+
+
+def test_a_proxys_rows_are_those_of_its_model(boss, projects):
+    choose(boss, "archive", projects[:1], "/admin/testapp/specialproject/")
+    assert ConflictLock.objects.get().model_label == "testapp.project"
+    assert "was not started" in said(choose(boss, "visit_in_chunks", projects[:1]))[0]
+
+
+def test_keys_that_are_no_numbers(boss, at_once):
+    documents = [Document.objects.create(id=uuid.UUID(int=number)) for number in (1, 2)]
+    choose(boss, "visit", documents, "/admin/testapp/document/")
+    assert set(outcomes(last()).values()) == {"done"}
+    assert {entry.object_id for entry in TaskObject.objects.all()} == {str(document.pk) for document in documents}
+
+
+def test_an_export_of_django_import_export_runs_in_the_background(boss, at_once):
+    documents = [Document.objects.create(id=uuid.UUID(int=number)) for number in (1, 2)]
+    choose(boss, "export_admin_action", documents, "/admin/testapp/document/")
+    record = last()
+    assert record.label == "Export selected documents"
+    content = bytes(TaskFile.objects.get().content).decode()
+    assert [line.split(",")[0] for line in content.split()] == ["id", str(documents[0].pk), str(documents[1].pk)]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"on_conflict": "ignore"}, "use 'abort' or 'skip'"),
+        ({"conflict": "all"}, "use True, False or 'model'"),
+        ({"conflict": "model", "on_conflict": "skip"}, "does not go with on_conflict"),
+        ({"conflict": "model", "chunk_size": 5}, "does not go with chunk_size"),
+        ({"chunk_size": 0}, "at least 1"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_at_once(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        background_action(**options)
+    with pytest.raises(ValueError, match=complaint):
+        BackgroundAction(name="x", description="X", **options)
+
+
+def test_the_decorator_works_without_arguments():
+    @background_action
+    def tidy_up(modeladmin, request, queryset):
+        """Do nothing."""
+
+    assert tidy_up.background_action.description == "Tidy up"
