@@ -79,6 +79,7 @@ class AsyncManager:
         object_ids: locks.ConflictIds | None = None,
         object_count: int | None = None,
         by_object: bool = False,
+        func_name: str = "",
         **kwargs: Any,
     ) -> str:
         """Run a function in the background and return the task's name.
@@ -102,7 +103,9 @@ class AsyncManager:
             unique_key: if a task with the same key is queued or running, none is launched.
             object_ids: objects that the task is for without locking them, in the form of ``conflict_ids``.
             object_count: how many objects it is for, where they are not all named.
-            by_object: the function says of each object what became of it, with ``note_outcome``.
+            by_object: the function says of each object what became of it, with ``note_outcome``; for a retry of
+                those that were not done it takes their keys, as text, in its argument ``only``.
+            func_name: what is shown as the function, where that is one which runs others.
             **kwargs: keyword arguments for the function.
 
         Returns:
@@ -136,6 +139,7 @@ class AsyncManager:
             object_ids=object_ids,
             object_count=object_count,
             by_object=by_object,
+            func_name=func_name,
         )
         try:
             return launching.launch(self, request)

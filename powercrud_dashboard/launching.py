@@ -64,6 +64,8 @@ class Launch:
     #: How many objects it is for, where they are not all named.
     object_count: int | None = None
     by_object: bool = False
+    #: What is shown as the function, where that is one which runs others.
+    func_name: str = ""
     retry_of: str | None = None
 
 
@@ -163,6 +165,7 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
             "object_ids": objects,
             "object_count": request.object_count,
             "by_object": request.by_object,
+            "func_name": request.func_name,
         },
     )
     shielded = {name: value for name, value in request.kwargs.items() if name in queueing.RESERVED_KEYWORDS}
@@ -173,6 +176,7 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
         manager_config=manager.config or None,
         shielded_kwargs=shielded,
         sync=sync,
+        name=request.func_name,
     )
     enqueue = partial(
         queueing.enqueue,
@@ -227,7 +231,7 @@ def _emit_create(manager: LaunchingManager, request: Launch, plan: _Plan) -> Non
         manager,
         "create",
         plan.task_name,
-        func=plan.path,
+        func=request.func_name or plan.path,
         label=plan.label,
         user=plan.user,
         affected_objects=plan.affected,

@@ -78,6 +78,7 @@ def retry(
                 object_ids=_restricted(package.get("object_ids") or {}, only),
                 object_count=package.get("object_count") if only is None else None,
                 by_object=package.get("by_object", False),
+                func_name=package.get("func_name", ""),
                 retry_of=task_name,
             ),
         )

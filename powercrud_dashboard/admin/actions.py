@@ -76,6 +76,11 @@ class BackgroundAction:
     def asks_first(self) -> bool:
         return self.confirm or self.form is not None
 
+    @property
+    def function_name(self) -> str:
+        """The dotted path of what really runs, for people to read."""
+        return self.task or (f"{self.body.__module__}.{self.body.__qualname__}" if self.body else "")
+
     def is_allowed(self, model_admin: Admin, request: HttpRequest) -> bool:
         """Return whether the user has one of the permissions, in the way of Django's own actions."""
         if not self.permissions:

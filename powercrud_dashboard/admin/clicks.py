@@ -170,6 +170,7 @@ class Click:
             object_ids=None if splits else objects,
             object_count=count,
             by_object=action.per_object and not splits,
+            func_name=action.function_name,
             unique_key=self._unique_key(rows),
             user=self.request.user,
             affected_objects=self._described(rows),

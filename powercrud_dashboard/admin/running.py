@@ -252,6 +252,7 @@ class _Run:
                     object_ids=objects,
                     object_count=len(chunk),
                     by_object=action.per_object,
+                    func_name=action.function_name,
                     user=self.user,
                     affected_objects=self._reachable.filter(pk__in=chunk[:100]),
                     label=action.label_for(self.model_admin),

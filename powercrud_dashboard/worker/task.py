@@ -95,9 +95,11 @@ class TaskCall:
     #: Worker arguments whose names django-q2 would take for its own options.
     shielded_kwargs: dict[str, Any] = field(default_factory=dict)
     sync: bool = False
+    #: What people read in the place of the path.
+    name: str = ""
 
     def __str__(self) -> str:
-        return clean_text(self.path, SHORT)
+        return clean_text(self.name or self.path, SHORT)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task if it is still to be run, and return its result.

@@ -33,7 +33,7 @@ SCHEMES = ("light", "dark")
 #: In the documentation: each page wide and light, and these as well.
 ALSO_IN_DOCS = (("tasks-busy", "wide", "dark"), ("tasks-busy", "phone", "light"))
 #: States that differ from a page's usual one, for reviews only.
-NOT_IN_DOCS = ("tasks-empty", "failures-empty", "edit-error", "task-queued", "tasks-filtered")
+NOT_IN_DOCS = ("confirm-error", "tasks-empty", "failures-empty", "edit-error", "task-queued", "tasks-filtered")
 DEADLINE = 60
 TASKS = "/admin/powercrud_dashboard/taskrecord/"
 
@@ -164,6 +164,11 @@ class Tour:
         again = TaskRecord.objects.get(task_name=manager.retry_task(failed[0].task_name, user=user))
         wait_until(lambda: ended(again), "the retry ends")
         _without_paths_of_this_machine(again)
+        self.click("count_each", [*files[420:440], *unparsable[:2]])
+        counted = TaskRecord.objects.latest("pk")
+        self.click("list_as_csv", files[:40], **{"pcrud-confirmed": "1", "pcrud-separator": ";", "pcrud-order": "path"})
+        listed = TaskRecord.objects.latest("pk")
+        wait_until(lambda: ended(counted) and ended(listed), "the actions end")
         stopped = launch("stretch_checksums", "Stretch checksums (80 objects)", files[200:280])
         manager.cancel_task(stopped.task_name, user=user)
         slow = [
@@ -179,6 +184,9 @@ class Tour:
         self.shoot("tasks-busy", TASKS)
         self.shoot("tasks-filtered", f"{TASKS}?status=failed&q=parsed&within=24h")
         self.shoot("changelist", "/admin/inventory/sourcefile/", self._choose_action)
+        self.shoot("confirm", "/admin/inventory/sourcefile/", self._choose_action_with_form)
+        self.shoot("confirm-error", "/admin/inventory/sourcefile/", self._send_bad_parameters)
+        self.shoot("locked-object", f"/admin/inventory/sourcefile/{files[0].pk}/change/")
         self.shoot("task-running", f"{TASKS}{slow[0].pk}/change/")
         self.shoot("task-queued-busy", f"{TASKS}{slow[2].pk}/change/")
         self.shoot("locks", f"{TASKS}locks/")
@@ -189,11 +197,30 @@ class Tour:
         self.shoot("failures", f"{TASKS}failures/")
         self.shoot("task-failed", f"{TASKS}{again.pk}/change/")
         self.shoot("task-completed", f"{TASKS}{done.pk}/change/")
+        self.shoot("task-with-errors", f"{TASKS}{counted.pk}/change/")
+        self.shoot("task-with-file", f"{TASKS}{listed.pk}/change/")
         self.shoot("edit", f"{TASKS}{failed[1].pk}/edit/")
         self.shoot("edit-error", f"{TASKS}{failed[1].pk}/edit/", self._send_bad_arguments)
         self.shoot("bulk", f"{TASKS}?status=failed", self._ask_to_retry_all)
         for record in slow:
             manager.cancel_task(record.task_name, user=user)
+        self.click("stretch_in_parallel", files[:125])
+        group = TaskRecord.objects.latest("pk")
+        wait_until(lambda: not any(manager.is_active_task(record.task_name) for record in slow), "the slow ones end")
+        wait_until(lambda: any(map(has_progress, TaskRecord.objects.running())), "the group runs")
+        self.shoot("group", f"{TASKS}groups/{group.group}/")
+        for record in TaskRecord.objects.unfinished():
+            manager.cancel_task(record.task_name, user=user)
+
+    def click(self, action: str, rows: list[Any], **more: str) -> None:
+        """Run an action of the admin as a click does."""
+        from django.contrib.auth import get_user_model
+        from django.test import Client
+
+        client = Client(headers={"host": "localhost"})
+        client.force_login(get_user_model().objects.get(username=USERNAME))
+        chosen = {"action": action, "_selected_action": [row.pk for row in rows]}
+        client.post("/admin/inventory/sourcefile/", {**chosen, **more})
 
     def shoot(self, name: str, address: str, act: Callable[[Page], None] | None = None) -> None:
         """Take the picture, in each look that is wanted of it."""
@@ -212,6 +239,19 @@ class Tour:
         for box in page.locator("input.action-select").all()[:3]:
             box.check()
         page.get_by_label("Action:").select_option("recompute_checksums")
+
+    @staticmethod
+    def _choose_action_with_form(page: Page) -> None:
+        for box in page.locator("input.action-select").all()[:3]:
+            box.check()
+        page.get_by_label("Action:").select_option("list_as_csv")
+        page.locator("button[name=index]").click()
+
+    @classmethod
+    def _send_bad_parameters(cls, page: Page) -> None:
+        cls._choose_action_with_form(page)
+        page.evaluate("document.querySelector('select[name=pcrud-order]').innerHTML = '<option value=x>?</option>'")
+        page.get_by_role("button", name="Run").click()
 
     @staticmethod
     def _send_bad_arguments(page: Page) -> None:

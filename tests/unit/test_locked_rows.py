@@ -64,7 +64,7 @@ def change_page(row, base: str = CHANGELIST) -> str:
 
 def test_the_strip_shows_the_models_unfinished_tasks(boss, running):
     page = boss.get(CHANGELIST).content.decode()
-    strip = page[page.index('id="pcrud-strip"') : page.index('id="changelist"')]
+    strip = page[page.index('id="pcrud-strip"') : page.index('id="changelist-form"')]
     assert "Nightly rebuild" in strip
     assert 'value="25"' in strip
     assert f'hx-get="{CHANGELIST}background-tasks/"' in strip
