@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from django.conf import settings
 from django.contrib.admin import ModelAdmin
 from django.contrib.admin.sites import all_sites
 from django.contrib.admin.utils import model_format_dict
@@ -224,6 +226,9 @@ def find_model_admin(site_name: str, model_label: str) -> Admin:
     Raises:
         LookupError: if there is none (any more).
     """
+    if all(site.name != site_name for site in all_sites):
+        # A site of the project's own is often made where only its URLs import it, which a worker needs not.
+        import_module(settings.ROOT_URLCONF)
     for site in all_sites:
         if site.name == site_name:
             for registered, model_admin in site._registry.items():

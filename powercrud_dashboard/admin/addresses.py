@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib import admin
 from django.urls import NoReverseMatch, reverse
 
 from powercrud_dashboard.dashboard.urls import URL_NAME
@@ -9,11 +10,22 @@ from powercrud_dashboard.models import TaskRecord
 
 
 def dashboard_url(site_name: str, page: str, *args: object) -> str:
-    """Return the address of a page in this admin site, or "" if the site has none."""
-    try:
-        return reverse(f"admin:{URL_NAME.format(page)}", args=args, current_app=site_name)
-    except NoReverseMatch:
-        return ""
+    """Return the address of a page, or "" if there is none.
+
+    It is the one in this admin site; for a site that does not have the pages, the one outside of the admin, or in the
+    default site.
+    """
+    url_name = URL_NAME.format(page)
+    for namespace, instance in (
+        ("admin", site_name),
+        ("powercrud_dashboard", None),
+        ("admin", admin.site.name),
+    ):
+        try:
+            return reverse(f"{namespace}:{url_name}", args=args, current_app=instance)
+        except NoReverseMatch:
+            continue
+    return ""
 
 
 def task_url(site_name: str, task_name: str) -> str:

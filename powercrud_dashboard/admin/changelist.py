@@ -69,6 +69,7 @@ def unfinished_tasks(model_admin: Admin, user: Any) -> QuerySet[TaskRecord]:
 def strip_context(model_admin: Admin, request: HttpRequest) -> dict[str, Any]:
     """Return what the strip's template needs; ``strip_tasks`` is empty if there is nothing to show."""
     site = model_admin.admin_site.name
+    list_url = dashboard_url(site, "changelist")
     records = list(unfinished_tasks(model_admin, request.user).defer(*WIDE)[: SHOWN_TASKS + 1])
     shown = records[:SHOWN_TASKS]
     live = live_tasks(shown)
@@ -84,5 +85,5 @@ def strip_context(model_admin: Admin, request: HttpRequest) -> dict[str, Any]:
     return {
         "strip_tasks": tasks,
         "strip_has_more": len(records) > SHOWN_TASKS,
-        "strip_list_url": f"{dashboard_url(site, 'changelist')}?model={lock_label(model_admin)}",
+        "strip_list_url": f"{list_url}?model={lock_label(model_admin)}" if list_url else "",
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import uuid
 from contextlib import nullcontext
@@ -23,7 +21,7 @@ from django.utils.translation import ngettext
 from powercrud_dashboard import files, lifecycle, locks
 from powercrud_dashboard.admin.addresses import dashboard_url, task_url
 from powercrud_dashboard.admin.confirm import ask, sent_form
-from powercrud_dashboard.admin.running import RUN_ACTION, SPLIT_SELECTION
+from powercrud_dashboard.admin.running import RUN_ACTION, SPLIT_SELECTION, click_key
 from powercrud_dashboard.admin.selected import Rows, lock_label
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import EnqueueError, FileTooLarge, TaskAlreadyActive, TaskConflict
@@ -112,7 +110,7 @@ class Click:
         rows, left_out = self._without_locked(rows)
         if rows.pks == []:
             return _Launched("", "", 0, len(left_out))
-        count = rows.count_in(self.model_admin)
+        count = rows.count_in(self.queryset)
         chunk_size = self.action.chunk_size or 0
         is_small = count <= self._threshold
         self.runs_now = is_small or runs_in_caller()
@@ -220,18 +218,12 @@ class Click:
 
     def _unique_key(self, rows: Rows) -> str:
         """Return what is the same for the same action on the same selection with the same parameters."""
-        chosen = [str(pk) for pk in rows.pks] if rows.pks is not None else str(self.queryset.order_by().query)
+        chosen = rows.pks if rows.pks is not None else str(self.queryset.order_by().query)
         if self.request.FILES:
             # Whether two files are the same would take reading them.
             return ""
-        what = [
-            self.model_admin.admin_site.name,
-            self.model_label,
-            self.action.name,
-            chosen,
-            sorted(self._post().items()),
-        ]
-        return hashlib.blake2s(json.dumps(what).encode()).hexdigest()
+        site_name = self.model_admin.admin_site.name
+        return click_key(site_name, self.model_label, self.action.name, chosen, self._post())
 
     # What is said
 

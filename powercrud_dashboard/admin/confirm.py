@@ -82,7 +82,7 @@ def ask(
         "media": model_admin.media + form.media,
         "action": action,
         "form": form,
-        "count": rows.count_in(model_admin),
+        "count": rows.count_in(queryset),
         "objects": queryset[:NAMED],
         "locked": locked[:NAMED],
         "locked_count": len(locked),

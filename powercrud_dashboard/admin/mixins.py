@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from django.contrib import admin, messages
 from django.contrib.admin import AdminSite
-from django.db import router, transaction
+from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import get_template, select_template
@@ -196,7 +196,7 @@ class BackgroundActionsMixin(_Base):
         if not self.lock_blocks_edit:
             super().delete_queryset(request, queryset)
             return
-        with transaction.atomic(using=router.db_for_write(self.model)), edits.not_locked(list(queryset)):
+        with transaction.atomic(using=queryset.db), edits.not_locked(list(queryset)):
             super().delete_queryset(request, queryset)
 
     def delete_view(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,7 @@ from powercrud_dashboard.admin.worker_request import worker_request
 from powercrud_dashboard.async_context import TaskContext, get_current_task, track
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.callables import injected_arguments
-from powercrud_dashboard.exceptions import AllObjectsFailed, TaskConflict
+from powercrud_dashboard.exceptions import AllObjectsFailed, TaskAlreadyActive, TaskConflict
 from powercrud_dashboard.models.history import Outcome
 from powercrud_dashboard.models.text import MESSAGE, clean_text
 
@@ -78,7 +80,8 @@ def split_selection(
 ) -> dict[str, int]:
     """Launch one task for each chunk of a large selection, all in the group of this one.
 
-    A chunk of which objects are locked is not launched, if the action is to abort; the others are.
+    A chunk of which objects are locked is not launched, if the action is to abort, nor one that is under way already;
+    the others are.
 
     Raises:
         TaskConflict: if no chunk could be launched.
@@ -94,6 +97,18 @@ def split_selection(
         "",
     )
     return run.split(group, arguments)
+
+
+def click_key(
+    site_name: str, model: str, action_name: str, chosen: list[Any] | str, post: Mapping[str, list[str]]
+) -> str:
+    """Return what is the same for the same action on the same selection with the same parameters, and else not.
+
+    ``chosen`` are keys, or the text of a query.
+    """
+    keys = chosen if isinstance(chosen, str) else [str(pk) for pk in chosen]
+    what = [site_name, model, action_name, keys, sorted(post.items())]
+    return hashlib.blake2s(json.dumps(what).encode()).hexdigest()
 
 
 class _Run:
@@ -153,7 +168,7 @@ class _Run:
     # One object at a time
 
     def _one_by_one(self) -> dict[str, int]:
-        total = self.rows.count_in(self.model_admin)
+        total = self.rows.count_in(self._reachable)
         first_error = ""
         for pk, obj in track(self._objects(), total=total, description=str(self.action.label_for(self.model_admin))):
             if obj is None:
@@ -239,7 +254,7 @@ class _Run:
         manager = AsyncManager.resolve_manager(self.task.manager_class if self.task else None)
         action, launched, refused = self.action, 0, 0
         last_refusal: TaskConflict | None = None
-        total = self.rows.count_in(self.model_admin)
+        total = self.rows.count_in(self._reachable)
         size = action.chunk_size or total or 1
         chunks = self.rows.chunks(self._reachable, size)
         for chunk in track(chunks, total=-(-total // size), description=_("Launching")):
@@ -253,12 +268,19 @@ class _Run:
                     object_count=len(chunk),
                     by_object=action.per_object,
                     func_name=action.function_name,
+                    unique_key=click_key(
+                        arguments["site_name"], arguments["model"], action.name, chunk, arguments["post"]
+                    ),
                     user=self.user,
                     affected_objects=self._reachable.filter(pk__in=chunk[:100]),
                     label=action.label_for(self.model_admin),
                     task_kwargs={**arguments, "pks": chunk},
                 )
                 launched += 1
+            except TaskAlreadyActive as same:
+                refused += 1
+                if self.task is not None:
+                    self.task.log(str(same), "warning")
             except TaskConflict as conflict:
                 refused, last_refusal = refused + 1, conflict
                 if self.task is not None:

@@ -43,17 +43,20 @@ class Rows:
             return cls(pks=pks)
         return cls(query=queryset.order_by().query)
 
-    def count_in(self, model_admin: Admin) -> int:
+    def count_in(self, queryset: QuerySet[Any]) -> int:
+        """Return how many rows are selected, in the database of ``queryset``."""
         if self.pks is not None:
             return len(self.pks)
-        return QuerySet(model=model_admin.model, query=self.query).count()
+        return self._selected_in(queryset).count()
+
+    def _selected_in(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return QuerySet(model=queryset.model, query=self.query, using=queryset.db)
 
     def filter(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Return those of ``queryset`` that were selected."""
         if self.pks is not None:
             return queryset.filter(pk__in=self.pks)
-        selected: QuerySet[Any] = QuerySet(model=queryset.model, query=self.query, using=queryset.db)
-        return queryset.filter(pk__in=selected.order_by().values("pk"))
+        return queryset.filter(pk__in=self._selected_in(queryset).order_by().values("pk"))
 
     def chunks(self, queryset: QuerySet[Any], size: int) -> Iterator[list[Any]]:
         """Yield the keys of the selected rows of ``queryset`` in lists of this size, in the order of their keys.

@@ -12,6 +12,7 @@ def main() -> None:
     django.setup()
     from powercrud_dashboard.async_manager import AsyncManager
     from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+    from powercrud_dashboard.locks import ALL_OBJECTS
 
     name = f"racer-{os.getpid()}"
     print("ready", flush=True)
@@ -20,6 +21,11 @@ def main() -> None:
         if command == "reserve":
             won = AsyncManager().add_conflict_ids(name, {"testapp.Project": range(int(number))})
             print("won" if won else "lost", flush=True)
+        elif command == "reserve-one-or-all":
+            # Of all racers every second one wants the whole model, the others one object each of their own.
+            wants = ALL_OBJECTS if int(number) % 2 else {os.getpid()}
+            won = AsyncManager().add_conflict_ids(name, {"testapp.Project": wants})
+            print(("all" if int(number) % 2 else "one") if won else "lost", flush=True)
         elif command == "release":
             print(AsyncManager().remove_conflict_ids(name), flush=True)
         elif command == "launch":

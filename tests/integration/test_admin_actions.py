@@ -10,7 +10,7 @@ from django.contrib.auth.models import Permission
 from powercrud_dashboard.models import ConflictLock, TaskFile, TaskRecord
 from tests.services import wait_until
 from tests.testapp.admin import ODD
-from tests.testapp.models import Document, Project
+from tests.testapp.models import Document, Project, Shelf
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
 
@@ -106,4 +106,18 @@ def test_who_may_not_any_more_when_the_task_starts(cluster_later, client_of, mak
     assert ended(record).status == "failed"
     assert "since" in record.error
     assert not Project.objects.filter(archived=True).exists()
+    assert not ConflictLock.objects.exists()
+
+
+def test_a_site_that_only_the_urls_import(cluster, boss, make_projects):
+    record = ended(choose(boss, "archive", make_projects(2), "/backoffice/testapp/project/"))
+    assert record.result == {"site": "backoffice", "archived": 2}, record.traceback
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "archive"])
+def test_rows_of_another_database(cluster, boss):
+    shelves = [Shelf.objects.create(label=label) for label in ("a", ODD)]
+    record = ended(choose(boss, "fill", shelves, "/admin/testapp/shelf/"))
+    assert record.result == {"done": 1, "failed": 1, "skipped": 0}, record.traceback
+    assert Shelf.objects.get(is_full=True).label == "a"
     assert not ConflictLock.objects.exists()

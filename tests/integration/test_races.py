@@ -29,9 +29,9 @@ class Racers:
         return [process.stdout.readline().strip() for process in self.processes]
 
     def all_do(self, command: str) -> list[str]:
-        """Give all of them the same command at once; return their answers."""
-        for process in self.processes:
-            process.stdin.write(f"{command}\n")
+        """Give all of them the same command at once, "#" being the number of each; return their answers."""
+        for number, process in enumerate(self.processes):
+            process.stdin.write(f"{command.replace('#', str(number))}\n")
             process.stdin.flush()
         return self.answers()
 
@@ -67,6 +67,19 @@ def test_of_twenty_processes_exactly_one_gets_the_objects(start_racers):
         assert sorted(map(int, released)) == [0] * (RACERS - 1) + [OBJECTS]
         assert not ConflictLock.objects.exists()
         assert not ActiveTask.objects.exists()
+
+
+def test_a_whole_model_is_held_by_one_or_its_objects_by_others(start_racers):
+    racers = start_racers(8)
+    for shift in range(ROUNDS):
+        answers = racers.all_do(f"reserve-one-or-all {shift}#")
+        kinds = set(answers) - {"lost"}
+        assert kinds in ({"all"}, {"one"})
+        assert answers.count("all") <= 1
+        assert ConflictLock.objects.count() == 8 - answers.count("lost")
+        racers.all_do("release")
+        racers.processes.reverse()
+    assert not ConflictLock.objects.exists()
 
 
 def test_eight_processes_with_a_hundred_tasks_each_leave_nothing(cluster, start_racers):

@@ -51,6 +51,16 @@ INSTALLED_APPS = [
     "tests.testapp",
 ]
 
+DATABASE_ROUTERS = ["tests.testapp.routers.ArchiveRouter"]
+
+#: The other database is a file on every run.
+ARCHIVE_DATABASE = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": STATE_DIR / "archive.sqlite3",
+    "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 30, "init_command": "PRAGMA journal_mode=WAL;"},
+    "TEST": {"NAME": STATE_DIR / "archive.sqlite3"},
+}
+
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

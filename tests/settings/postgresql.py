@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.settings.base import *
-from tests.settings.base import STATE_DIR
+from tests.settings.base import ARCHIVE_DATABASE, STATE_DIR
 
 DATABASES = {
     "default": {
@@ -12,5 +12,6 @@ DATABASES = {
         "HOST": str(STATE_DIR / "postgresql"),
         # Clusters open the database that the test process has made.
         "TEST": {"NAME": "pcrud"},
-    }
+    },
+    "archive": ARCHIVE_DATABASE,
 }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.settings.base import *
-from tests.settings.base import STATE_DIR
+from tests.settings.base import ARCHIVE_DATABASE, STATE_DIR
 
 DATABASES = {
     "default": {
@@ -14,5 +14,6 @@ DATABASES = {
         },
         # A file, which the clusters that the tests start open as well.
         "TEST": {"NAME": STATE_DIR / "db.sqlite3"},
-    }
+    },
+    "archive": ARCHIVE_DATABASE,
 }

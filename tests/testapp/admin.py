@@ -16,7 +16,7 @@ from import_export.admin import ExportActionModelAdmin
 from powercrud_dashboard.admin import BackgroundAction, BackgroundActionsMixin, background_action
 from powercrud_dashboard.async_context import track
 from tests.testapp import foreign_actions
-from tests.testapp.models import Document, Project, SpecialProject
+from tests.testapp.models import Document, Project, Shelf, SpecialProject
 
 #: The name of a project whose turn always ends in an error.
 ODD = "odd"
@@ -146,6 +146,22 @@ class SpecialProjectAdmin(BackgroundActionsMixin, DjangoObjectActions, admin.Mod
     @object_action(label="Shout")
     def shout(self, request: HttpRequest, obj: SpecialProject) -> None:
         self.message_user(request, obj.name.upper())
+
+
+@admin.register(Shelf)
+class ShelfAdmin(BackgroundActionsMixin, admin.ModelAdmin):
+    """Rows of another database than that of the tasks and locks."""
+
+    list_display = ["label", "background_lock"]
+    lock_blocks_edit = True
+    actions = ["fill"]
+
+    @background_action(permissions=["change"], per_object=True)
+    def fill(self, request: HttpRequest, shelf: Shelf) -> None:
+        shelf.is_full = True
+        shelf.save()
+        if shelf.label == ODD:
+            raise LookupError("an odd shelf")
 
 
 @admin.register(Document)

@@ -23,6 +23,16 @@ class SpecialProject(Project):
         proxy = True
 
 
+class Shelf(models.Model):
+    """Rows in a database of their own."""
+
+    label = models.CharField(max_length=100)
+    is_full = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return self.label
+
+
 class Document(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
 

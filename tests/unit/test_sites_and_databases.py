@@ -1,0 +1,93 @@
+"""Background actions in an admin site of one's own, and on rows of another database."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from powercrud_dashboard.admin.addresses import dashboard_url
+from powercrud_dashboard.models import ConflictLock, TaskRecord
+from tests.testapp.admin import ODD
+from tests.testapp.models import Project, Shelf
+
+BACKOFFICE = "/backoffice/testapp/project/"
+SHELVES = "/admin/testapp/shelf/"
+
+
+@pytest.fixture
+def boss(client_of, superuser):
+    return client_of(superuser)
+
+
+@pytest.fixture
+def at_once(settings):
+    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False}
+
+
+def choose(client, action: str, pks, address: str, **more):
+    return client.post(address, {"action": action, "_selected_action": list(pks), **more}, follow=True)
+
+
+@pytest.mark.django_db
+def test_an_action_runs_with_the_admin_of_the_site_that_it_was_clicked_in(boss, make_projects, at_once):
+    projects = make_projects(3)
+    Project.objects.filter(pk=projects[0].pk).update(name="hidden treasure")
+    # The hidden one is chosen by a forged request.
+    choose(boss, "archive", [project.pk for project in projects], BACKOFFICE)
+    assert TaskRecord.objects.get().result == {"site": "backoffice", "archived": 2}
+
+
+@pytest.mark.django_db
+def test_its_links_lead_to_where_the_pages_are(boss, make_projects):
+    response = choose(boss, "archive", [make_projects(1)[0].pk], BACKOFFICE)
+    record = TaskRecord.objects.get()
+    assert response.request["PATH_INFO"] == BACKOFFICE
+    # This site does not have the pages itself; they are also mounted outside of the admin.
+    assert f"/tasks/{record.pk}/change/" in response.content.decode()
+    assert dashboard_url("admin", "change", 1) == "/admin/powercrud_dashboard/taskrecord/1/change/"
+
+
+@pytest.mark.django_db
+def test_a_project_without_the_pages_has_no_links_to_them(settings):
+    settings.ROOT_URLCONF = ()
+    assert dashboard_url("admin", "changelist") == ""
+
+
+def test_a_worker_finds_a_site_that_only_the_urls_import():
+    code = """
+import django; django.setup()
+from powercrud_dashboard.admin.actions import find_model_admin
+print(type(find_model_admin("backoffice", "testapp.project")).__name__)
+"""
+    # In a process of its own: this one has imported the URLs already.
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "BackofficeProjectAdmin", found.stderr
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_rows_of_another_database(boss, at_once):
+    shelves = [Shelf.objects.create(label=label) for label in ("a", ODD, "c")]
+    choose(boss, "fill", [shelf.pk for shelf in shelves], SHELVES)
+    record = TaskRecord.objects.get()
+    assert (record.done_count, record.failed_count) == (2, 1)
+    # Each object is all or nothing in its own database.
+    assert list(Shelf.objects.order_by("pk").values_list("is_full", flat=True)) == [True, False, True]
+    assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_they_are_locked_and_marked_as_any(boss):
+    shelf, other = (Shelf.objects.create(label=label) for label in ("a", "b"))
+    choose(boss, "fill", [shelf.pk], SHELVES)
+    page = boss.get(SHELVES).content.decode()
+    assert page.count("Locked by") == 2
+    refused = boss.post(f"{SHELVES}{shelf.pk}/change/", {"label": "changed"})
+    assert refused.status_code == 200
+    boss.post(f"{SHELVES}{other.pk}/change/", {"label": "changed"})
+    assert list(Shelf.objects.order_by("pk").values_list("label", flat=True)) == ["a", "changed"]
+    boss.post(SHELVES, {"action": "delete_selected", "_selected_action": [shelf.pk, other.pk], "post": "yes"})
+    assert Shelf.objects.count() == 2
+    boss.post(SHELVES, {"action": "delete_selected", "_selected_action": [other.pk], "post": "yes"})
+    assert list(Shelf.objects.all()) == [shelf]
