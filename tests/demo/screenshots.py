@@ -204,9 +204,9 @@ class Tour:
         self.shoot("bulk", f"{TASKS}?status=failed", self._ask_to_retry_all)
         for record in slow:
             manager.cancel_task(record.task_name, user=user)
+        wait_until(lambda: not any(manager.is_active_task(record.task_name) for record in slow), "the slow ones end")
         self.click("stretch_in_parallel", files[:125])
         group = TaskRecord.objects.latest("pk")
-        wait_until(lambda: not any(manager.is_active_task(record.task_name) for record in slow), "the slow ones end")
         wait_until(lambda: any(map(has_progress, TaskRecord.objects.running())), "the group runs")
         self.shoot("group", f"{TASKS}groups/{group.group}/")
         for record in TaskRecord.objects.unfinished():
