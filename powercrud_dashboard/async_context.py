@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from django.db.models import QuerySet
 
-from powercrud_dashboard.exceptions import TaskCancelled
+from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
 from powercrud_dashboard.models.history import ObjectOutcome, Outcome
 
 __all__ = ["TaskContext", "get_current_task", "register_descendant_conflicts", "skip_nested_async", "track"]
@@ -51,7 +51,9 @@ class TaskContext:
         """
         self.task_name = task_name
         self.manager_class = manager_class
-        self.cancel_requested = False
+        #: Whether the cluster stops, so that the task should come to a point where it can be left.
+        self.stopping = False
+        self._stopped_by: type[TaskCancelled] | type[ClusterStopping] | None = None
         self._log_lines: deque[tuple[str, str]] = deque(maxlen=PENDING_LOG_LINES)
         self._latest: Report | _Tracker | None = None
         self._take_locks = take_locks
@@ -92,10 +94,22 @@ class TaskContext:
         """Lock more objects for this task, all or none. Return whether it holds them now."""
         return self._take_locks(model_label, keys)
 
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody has cancelled the task."""
+        return self._stopped_by is TaskCancelled
+
+    def stop_with(self, error: type[TaskCancelled] | type[ClusterStopping]) -> None:
+        """Have this raised in the task at its next report; for the reporter thread."""
+        self._stopped_by = error
+
     def check_cancelled(self) -> None:
-        """Raise :class:`TaskCancelled` if somebody has cancelled the task."""
-        if self.cancel_requested:
-            raise TaskCancelled(self.task_name)
+        """Raise :class:`TaskCancelled` if somebody has cancelled the task.
+
+        Raises :class:`ClusterStopping` if its cluster stops and the task is to be queued again.
+        """
+        if self._stopped_by is not None:
+            raise self._stopped_by(self.task_name)
 
     def latest_report(self) -> Report | None:
         """Return what was last reported, for the reporter thread."""
@@ -132,8 +146,8 @@ class TaskContext:
             tracker.current += 1
             # Again for each item: a tracked loop inside this one has put itself there.
             self._latest = tracker
-            if self.cancel_requested:
-                raise TaskCancelled(self.task_name)
+            if self._stopped_by is not None:
+                raise self._stopped_by(self.task_name)
 
     def _track_and_write(
         self, iterable: Iterable[Item], tracker: _Tracker, write_report: Callable[[Report], None]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from django.urls import URLPattern, URLResolver, include, path
 from django.utils.module_loading import import_string
 
-from powercrud_dashboard import cleanup, health, launching, lifecycle, locks, progress, queueing, retrying
+from powercrud_dashboard import cleanup, health, launching, lifecycle, locks, progress, queueing, resending, retrying
 from powercrud_dashboard.async_context import get_current_task
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.endpoint import ProgressView
 from powercrud_dashboard.exceptions import TaskConflict
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState, write_transaction
+from powercrud_dashboard.retry_policy import DEFAULT_BACKOFF, ExceptionClass, RetryPolicy
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser
@@ -80,6 +81,11 @@ class AsyncManager:
         object_count: int | None = None,
         by_object: bool = False,
         func_name: str = "",
+        max_retries: int = 0,
+        retry_backoff: float = DEFAULT_BACKOFF,
+        retry_on: Iterable[ExceptionClass] = (),
+        give_up_on: Iterable[ExceptionClass] = (),
+        requeue_on_stop: bool | None = None,
         **kwargs: Any,
     ) -> str:
         """Run a function in the background and return the task's name.
@@ -106,6 +112,14 @@ class AsyncManager:
             by_object: the function says of each object what became of it, with ``note_outcome``; for a retry of
                 those that were not done it takes their keys, as text, in its argument ``only``.
             func_name: what is shown as the function, where that is one which runs others.
+            max_retries: how often it is run again by itself after an error; its locks are kept meanwhile.
+            retry_backoff: seconds to the first of these, give or take; each further wait is twice as long.
+            retry_on: exception classes, or their dotted paths, that it is run again after; by default after all
+                errors of its function and after its time limit. ``WorkerLost`` and ``EnqueueError``, in
+                ``powercrud_dashboard.exceptions``, stand for a lost worker and for a broker that does not take it.
+            give_up_on: exception classes that end it at once.
+            requeue_on_stop: whether a cluster that stops interrupts it, to be queued again, and does not wait for its
+                end; by default only if there are retries.
             **kwargs: keyword arguments for the function.
 
         Returns:
@@ -115,7 +129,7 @@ class AsyncManager:
         Raises:
             UnimportableCallable: if a worker could not import the function.
             TypeError: if the arguments don't fit its signature, or can't be pickled.
-            ValueError: if a key in ``conflict_ids`` is none of its model.
+            ValueError: if a key in ``conflict_ids`` is none of its model, or a number of the retries is negative.
             TaskNameTaken: if ``task_key`` was used before.
             TaskAlreadyActive: if there is a task with the same ``unique_key``; it has its name.
             TaskConflict: if somebody else holds one of the objects. Nothing is left behind.
@@ -140,6 +154,13 @@ class AsyncManager:
             object_count=object_count,
             by_object=by_object,
             func_name=func_name,
+            policy=RetryPolicy.make(
+                max_retries=max_retries,
+                backoff=retry_backoff,
+                retry_on=retry_on,
+                give_up_on=give_up_on,
+                requeue_on_stop=requeue_on_stop,
+            ),
         )
         try:
             return launching.launch(self, request)
@@ -198,6 +219,16 @@ class AsyncManager:
             if not cleanup.release_stale_holders(self.resolve_manager, conflict.holders):
                 raise
             return retrying.retry(self, task_name, user, **changes)
+
+    def run_task_now(self, task_name: str, user: AbstractUser | None = None) -> bool:
+        """Let a task that waits for its next try run as soon as a worker is free. Return whether it waited."""
+        active = ActiveTask.objects.waiting().filter(task_name=task_name).first()
+        return active is not None and resending.run_now(self._owner_of(active), active, user)
+
+    @classmethod
+    def send_due_tasks(cls) -> int:
+        """Queue the tasks whose next try is due; return how many. Workers do this every few seconds."""
+        return resending.send_due(cls.resolve_manager)
 
     # Conflict locks
 
@@ -351,6 +382,8 @@ class AsyncManager:
         found), ``skipped`` (name -> why it was left alone), ``orphaned_locks`` and
         ``pruned_records``. With ``dry_run`` nothing is changed.
         """
+        if not dry_run:
+            self.send_due_tasks()
         return cleanup.Cleanup(self.resolve_manager, dry_run=dry_run).run().as_dict()
 
     def _owner_of(self, active: ActiveTask) -> AsyncManager:

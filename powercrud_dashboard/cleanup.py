@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from powercrud_dashboard import lifecycle, queueing
+from powercrud_dashboard import failing, lifecycle, queueing
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.liveness import LOOK_FOR_PROCESS_AFTER, is_lost
 from powercrud_dashboard.models import (
@@ -141,7 +141,7 @@ class Cleanup:
         elif finished is not None:
             lifecycle.emit(manager, "fail", record.task_name, **failure_of(finished))
         else:
-            lifecycle.emit(manager, "fail", record.task_name, **_verdict(FailureReason.WORKER_LOST))
+            lifecycle.emit(manager, "fail", record.task_name, **failing.verdict(FailureReason.WORKER_LOST))
 
     def _drop_orphaned_locks(self) -> None:
         orphaned = ConflictLock.objects.all().orphaned()
@@ -202,7 +202,7 @@ def give_up(manager: lifecycle.LifecycleManager, active: ActiveTask, reason: Fai
         unchanged = tasks.still_silent(active) if active.heartbeat_at else tasks.of_attempt(active)
         if not unchanged.exists():
             return False
-        ended = lifecycle.end(manager, active, "fail", **_verdict(reason))
+        ended = failing.fail(manager, active, **failing.verdict(reason))
     if ended:
         logger.warning("Task %s was given up: %s", active.task_name, reason.value)
         queueing.withdraw(active.queue_receipt)
@@ -223,14 +223,15 @@ def release_stale_holders(manager_of: ManagerOf, conflicting: list[str]) -> bool
 def finish_from(manager: lifecycle.LifecycleManager, finished: Any, task_name: str) -> bool:
     """End a task whose worker could not, from django-q2's row of it. Return whether there was anything to end."""
     active = ActiveTask.objects.tasks().filter(task_name=task_name).first()
-    if active is None:
+    if active is None or (active.attempt and not active.heartbeat_at):
+        # Of a task that waits for its next try, or is queued for it, this tells of a try before that.
         return False
     if active.heartbeat_at and not ActiveTask.objects.silent_for(LOOK_FOR_PROCESS_AFTER).filter(pk=active.pk).exists():
         # Another worker has taken the task over and is at it now.
         return False
     if finished.success:
         return lifecycle.end(manager, active, "complete", result=finished.result)
-    return lifecycle.end(manager, active, "fail", **failure_of(finished))
+    return failing.fail(manager, active, **failure_of(finished))
 
 
 def failure_of(finished: Any) -> dict[str, Any]:
@@ -243,15 +244,4 @@ def failure_of(finished: Any) -> dict[str, Any]:
         "result": error,
         "exception_class": "",
         "traceback": f"Traceback{traceback}" if traceback else text,
-    }
-
-
-def _verdict(reason: FailureReason) -> dict[str, Any]:
-    words = str(reason.label)
-    return {
-        "reason": reason.value,
-        "error": words,
-        "result": words,
-        "exception_class": "",
-        "traceback": "",
     }

@@ -152,8 +152,11 @@ _KEPT_DETAILS = (
     "late",
     "level",
     "new_task_name",
+    "next_run_at",
+    "postponed",
     "reason",
     "total",
+    "traceback",
     "worker_host",
     "worker_pid",
 )
@@ -254,21 +257,31 @@ def _counts(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fail(task_name: str, payload: Mapping[str, Any]) -> bool:
-    reason = payload.get("reason") or FailureReason.ERROR
-    error = clean_text(payload.get("error") or payload.get("result") or "", LONG)
     changed = TaskRecord.objects.all().record_failure(
-        task_name,
-        reason=reason,
-        error=error,
-        # Never empty, so that failures without a word are a group as well.
-        error_pattern=message_pattern(payload.get("exception_class") or "", error, SHORT) or reason,
-        exception_class=clean_text(payload.get("exception_class") or "", SHORT),
-        traceback=clean_text(payload.get("traceback") or "", LONG),
-        **_last_progress(payload),
-        **_counts(payload),
+        task_name, **_error(payload), **_last_progress(payload), **_counts(payload)
     )
     _leave_unreached(task_name, changed)
     return changed
+
+
+def _error(payload: Mapping[str, Any]) -> dict[str, str]:
+    reason = payload.get("reason") or FailureReason.ERROR
+    error = clean_text(payload.get("error") or payload.get("result") or "", LONG)
+    return {
+        "reason": reason,
+        "error": error,
+        # Never empty, so that failures without a word are a group as well.
+        "error_pattern": message_pattern(payload.get("exception_class") or "", error, SHORT) or reason,
+        "exception_class": clean_text(payload.get("exception_class") or "", SHORT),
+        "traceback": clean_text(payload.get("traceback") or "", LONG),
+    }
+
+
+def _retry(task_name: str, payload: Mapping[str, Any]) -> bool:
+    if not payload.get("postponed"):
+        # A person has launched an ended task again, as a new one: this one stays as it is.
+        return True
+    return TaskRecord.objects.all().record_postponed(task_name, **_error(payload))
 
 
 def _cancel(task_name: str, payload: Mapping[str, Any]) -> bool:
@@ -295,6 +308,7 @@ _CHANGES: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "complete": _complete,
     "fail": _fail,
     "cancel": _cancel,
+    "retry": _retry,
 }
 
 

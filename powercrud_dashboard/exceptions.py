@@ -70,6 +70,18 @@ class TaskCancelled(BaseException):
         super().__init__(f"Task {task_name} was cancelled.")
 
 
+class ClusterStopping(BaseException):
+    """Raised inside a running task whose cluster stops, if the task is to be queued again then."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(f"Task {task_name} was interrupted, as its cluster stops.")
+
+
+class WorkerLost(RuntimeError):
+    """Stands, in ``retry_on`` and ``give_up_on``, for a worker that was killed or whose host is gone."""
+
+
 class UnimportableCallable(ValueError):
     """A worker process could not import this callable."""
 

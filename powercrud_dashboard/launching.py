@@ -12,12 +12,13 @@ from typing import Any, Protocol
 from django.db import IntegrityError, connections, models, transaction
 from django.utils import timezone
 
-from powercrud_dashboard import callables, lifecycle, locks, queueing
+from powercrud_dashboard import callables, failing, lifecycle, locks, queueing
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.exceptions import EnqueueError, TaskAlreadyActive, TaskNameTaken
 from powercrud_dashboard.models import ActiveTask, FailureReason, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState, coordination_db, write_transaction
 from powercrud_dashboard.models.text import SHORT, clean_text
+from powercrud_dashboard.retry_policy import RetryPolicy
 from powercrud_dashboard.worker.task import TaskCall
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Launch:
     by_object: bool = False
     #: What is shown as the function, where that is one which runs others.
     func_name: str = ""
+    #: What is to happen after a failure.
+    policy: RetryPolicy | None = None
     retry_of: str | None = None
 
 
@@ -109,10 +112,8 @@ def launch(manager: LaunchingManager, request: Launch) -> str:
         active = _insert(manager, plan, request)
         locks.take(active, plan.keys, from_reservations=manager.reservations)
         _emit_create(manager, request, plan)
-        if not plan.sync and queueing.broker_database() == coordination_db():
-            failure = _enqueue_in_transaction(manager, active, plan.enqueue)
-        elif not plan.sync:
-            transaction.on_commit(lambda: _send(manager, active, plan.enqueue), using=coordination_db())
+        if not plan.sync:
+            failure = send(manager, active, plan.enqueue)
         used = set(manager.reservations)
         transaction.on_commit(lambda: manager.reservations.difference_update(used), using=coordination_db())
     if failure is not None:
@@ -147,51 +148,61 @@ def _plan(manager: LaunchingManager, request: Launch) -> _Plan:
         _check_name(what, name)
     timeout = request.timeout or options.pop("timeout", None)
     sync = bool(request.sync or options.pop("sync", False) or runs_in_caller())
-    payload = _signed(
-        path,
-        {
-            "func": path,
-            "args": tuple(request.args),
-            "kwargs": dict(request.kwargs),
-            "conflict_ids": keys,
-            "affected_objects": affected,
-            "object_texts": object_texts,
-            "label": label,
-            "group": group,
-            "timeout": timeout,
-            "cluster": cluster,
-            "q_options": options,
-            "unique_key": request.unique_key,
-            "object_ids": objects,
-            "object_count": request.object_count,
-            "by_object": request.by_object,
-            "func_name": request.func_name,
-        },
-    )
-    shielded = {name: value for name, value in request.kwargs.items() if name in queueing.RESERVED_KEYWORDS}
-    call = TaskCall(
-        path=path,
-        task_name=task_name,
-        manager_class=manager.manager_class_path,
-        manager_config=manager.config or None,
-        shielded_kwargs=shielded,
-        sync=sync,
-        name=request.func_name,
-    )
-    enqueue = partial(
-        queueing.enqueue,
-        call,
-        request.args,
-        {name: value for name, value in request.kwargs.items() if name not in shielded},
-        **{"hook": COMPLETION_HOOK, **options, **({} if timeout is None else {"timeout": timeout})},
-        task_name=task_name,
-        cluster=cluster,
-        group=group or None,
-        sync=sync,
-    )
+    package = {
+        "func": path,
+        "args": tuple(request.args),
+        "kwargs": dict(request.kwargs),
+        "conflict_ids": keys,
+        "affected_objects": affected,
+        "object_texts": object_texts,
+        "label": label,
+        "group": group,
+        "timeout": timeout,
+        "cluster": cluster,
+        "q_options": options,
+        "unique_key": request.unique_key,
+        "object_ids": objects,
+        "object_count": request.object_count,
+        "by_object": request.by_object,
+        "func_name": request.func_name,
+        "policy": request.policy.as_json() if request.policy else {},
+        "manager_config": manager.config or None,
+    }
+    payload = _signed(path, package)
+    enqueue = enqueueing(manager.manager_class_path, task_name, package, sync=sync)
     user = _person(request.user)
     return _Plan(
         task_name, path, label, user, keys, objects, affected, object_texts, group, cluster, sync, payload, enqueue
+    )
+
+
+def enqueueing(manager_class: str, task_name: str, package: Mapping[str, Any], *, sync: bool) -> Callable[[], str]:
+    """Return what hands a task to the broker (or runs it, if ``sync``) and returns the broker's receipt.
+
+    ``package`` is what the task was launched with, as its payload keeps it.
+    """
+    kwargs: dict[str, Any] = package["kwargs"]
+    shielded = {name: value for name, value in kwargs.items() if name in queueing.RESERVED_KEYWORDS}
+    call = TaskCall(
+        path=package["func"],
+        task_name=task_name,
+        manager_class=manager_class,
+        manager_config=package["manager_config"],
+        shielded_kwargs=shielded,
+        sync=sync,
+        name=package["func_name"],
+    )
+    timeout = package["timeout"]
+    return partial(
+        queueing.enqueue,
+        call,
+        package["args"],
+        {name: value for name, value in kwargs.items() if name not in shielded},
+        **{"hook": COMPLETION_HOOK, **package["q_options"], **({} if timeout is None else {"timeout": timeout})},
+        task_name=task_name,
+        cluster=package["cluster"],
+        group=package["group"] or None,
+        sync=sync,
     )
 
 
@@ -210,6 +221,9 @@ def _insert(manager: LaunchingManager, plan: _Plan, request: Launch) -> ActiveTa
         user=plan.user,
         cluster=plan.cluster,
         unique_key=request.unique_key,
+        # In the caller's process there is nobody to try again.
+        policy=request.policy.as_json() if request.policy and not plan.sync else {},
+        payload=plan.payload if request.policy and not plan.sync else "",
         sent_at=timezone.now() if plan.sync else None,
     )
     if request.task_name is None and not request.unique_key:
@@ -250,16 +264,29 @@ def _emit_create(manager: LaunchingManager, request: Launch, plan: _Plan) -> Non
     )
 
 
+def send(manager: lifecycle.LifecycleManager, active: ActiveTask, enqueue: Callable[[], str]) -> Exception | None:
+    """Hand a task to the broker: in this transaction if the queue is in the same database, else after it.
+
+    Returns what went wrong at once, if anything did; that is recorded then.
+
+    Raises:
+        EnqueueError: at commit, if a broker elsewhere does not take the task.
+    """
+    if queueing.broker_database() == coordination_db():
+        return _enqueue_in_transaction(manager, active, enqueue)
+    transaction.on_commit(lambda: _send_after_commit(manager, active, enqueue), using=coordination_db())
+    return None
+
+
 def _enqueue_in_transaction(
-    manager: LaunchingManager, active: ActiveTask, enqueue: Callable[[], str]
+    manager: lifecycle.LifecycleManager, active: ActiveTask, enqueue: Callable[[], str]
 ) -> Exception | None:
     """Put the queue entry into the same transaction; return what went wrong, which is recorded then."""
     try:
         with transaction.atomic(using=coordination_db()):
             receipt = enqueue()
     except Exception as error:
-        _could_not_queue(manager, active, error)
-        return error
+        return None if _could_not_queue(manager, active, error) else error
     _note_sent(active, receipt)
     return None
 
@@ -297,31 +324,34 @@ def _run_here(manager: LaunchingManager, active: ActiveTask, run: Callable[[], s
         raise
 
 
-def _send(manager: LaunchingManager, active: ActiveTask, enqueue: Callable[[], str]) -> None:
+def _send_after_commit(manager: lifecycle.LifecycleManager, active: ActiveTask, enqueue: Callable[[], str]) -> None:
     """Hand a committed task to a broker elsewhere."""
     try:
         receipt = enqueue()
     except Exception as error:
-        _could_not_queue(manager, active, error)
+        if _could_not_queue(manager, active, error):
+            return
         raise EnqueueError(active.task_name, f"{type(error).__name__}: {error}") from error
     _note_sent(active, receipt)
 
 
-def _could_not_queue(manager: LaunchingManager, active: ActiveTask, error: Exception) -> None:
+def _could_not_queue(manager: lifecycle.LifecycleManager, active: ActiveTask, error: Exception) -> bool:
+    """Record that the broker did not take the task. Return whether its policy will have it sent once more."""
     text = f"Could not be queued. {type(error).__name__}: {error}"
     kind = type(error)
-    ended = lifecycle.end(
+    noted = failing.fail(
         manager,
         active,
-        "fail",
+        EnqueueError,
         reason=FailureReason.NOT_QUEUED.value,
         error=text,
         result=text,
         exception_class=f"{kind.__module__}.{kind.__qualname__}",
         traceback="",
     )
-    if ended:
+    if noted:
         logger.error("Task %s could not be queued", active.task_name, exc_info=error)
+    return ActiveTask.objects.waiting().filter(pk=active.pk).exists()
 
 
 def _person(user: Any) -> Any:

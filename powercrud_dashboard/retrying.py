@@ -16,6 +16,7 @@ from powercrud_dashboard.locks import LockKeys
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.coordination import WHOLE_MODEL, write_transaction
 from powercrud_dashboard.models.history import Outcome
+from powercrud_dashboard.retry_policy import RetryPolicy
 
 NOT_ENDED = gettext_lazy("it has not ended yet. Wait for its end, or cancel it first.")
 _NOT_RESTORED = gettext_lazy("its arguments can't be restored (%(error)s).")
@@ -79,6 +80,7 @@ def retry(
                 object_count=package.get("object_count") if only is None else None,
                 by_object=package.get("by_object", False),
                 func_name=package.get("func_name", ""),
+                policy=RetryPolicy.from_json(package.get("policy") or {}),
                 retry_of=task_name,
             ),
         )

@@ -70,7 +70,7 @@ def live_tasks(records: Iterable[TaskRecord]) -> dict[str, LiveTask]:
 
 def queue_positions() -> dict[str, int]:
     """Return the places of the first queued tasks, each in the queue of its own cluster."""
-    waiting = ActiveTask.objects.pending().order_by("created_at", "pk").values_list("task_name", "cluster")
+    waiting = ActiveTask.objects.ready().order_by("queued_at", "pk").values_list("task_name", "cluster")
     ahead: Counter[str] = Counter()
     positions = {}
     for task_name, cluster in waiting[:COUNTED_IN_QUEUE]:

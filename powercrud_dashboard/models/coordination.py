@@ -57,13 +57,52 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         """Running tasks whose worker has not been heard of for so long, by the database's clock."""
         return self.running().filter(heartbeat_at__lt=Now() - timedelta(seconds=seconds))
 
+    def ready(self) -> ActiveTaskQuerySet:
+        """Queued tasks that a worker may begin, which those that wait for their next try are not."""
+        return self.pending().filter(next_run_at=None)
+
+    def waiting(self) -> ActiveTaskQuerySet:
+        """Failed tasks that wait for their next try."""
+        return self.pending().filter(next_run_at__isnull=False)
+
+    def due(self) -> ActiveTaskQuerySet:
+        """Those of them whose time has come, by the database's clock."""
+        return self.waiting().filter(next_run_at__lte=Now())
+
     def queued_for(self, seconds: float) -> ActiveTaskQuerySet:
-        """Tasks that have waited for so long, by the database's clock."""
-        return self.pending().filter(created_at__lt=Now() - timedelta(seconds=seconds))
+        """Tasks that have been in the queue for so long, by the database's clock."""
+        return self.ready().filter(queued_at__lt=Now() - timedelta(seconds=seconds))
 
     def claim_pending(self, task_name: str, *, host: str, pid: int) -> bool:
         """Make a queued task this worker's. Return whether it was still to be had."""
-        return self._claim(self.pending().filter(task_name=task_name), host=host, pid=pid)
+        return self._claim(self.ready().filter(task_name=task_name), host=host, pid=pid)
+
+    def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool) -> bool:
+        """Let a task that failed wait for its next try; its locks stay. Return whether it was still that attempt's.
+
+        ``counts`` says whether this is one of the retries that its policy allows.
+        """
+        nobody_cancelled = self.of_attempt(active).filter(cancel_requested_at=None)
+        postponed = nobody_cancelled.update(
+            state=ActiveTaskState.PENDING,
+            next_run_at=Now() + wait,
+            retries=F("retries") + int(counts),
+            queue_receipt="",
+            sent_at=None,
+            worker_host="",
+            worker_pid=None,
+            started_at=None,
+            heartbeat_at=None,
+            progress_message="",
+            progress_current=None,
+            progress_total=None,
+        )
+        return postponed == 1
+
+    def queue_again(self, active: ActiveTask) -> bool:
+        """Put a task that waits for its next try among the queued ones. Return whether it still waited."""
+        still_waiting = self.waiting().filter(pk=active.pk, attempt=active.attempt)
+        return still_waiting.update(next_run_at=None, sent_at=None, queued_at=Now()) == 1
 
     def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> bool:
         """Make a lost worker's task this worker's, unless it has shown life since it was read."""
@@ -143,6 +182,8 @@ class ActiveTask(models.Model):
         related_name="+",
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
+    #: Since when it has been in the queue, for this try.
+    queued_at = models.DateTimeField(_("queued at"), db_default=Now())
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
     #: As long as there is a task with this key, none is launched with the same; empty for no such wish.
     unique_key = models.CharField(_("unique key"), max_length=100, blank=True)
@@ -152,6 +193,15 @@ class ActiveTask(models.Model):
     queue_receipt = models.CharField(_("queue receipt"), max_length=100, blank=True)
     #: Empty from commit until the broker has taken the task.
     sent_at = models.DateTimeField(_("sent at"), null=True, blank=True)
+
+    #: What is to happen after a failure, as :class:`powercrud_dashboard.retry_policy.RetryPolicy` keeps it.
+    policy = models.JSONField(_("retry policy"), default=dict, blank=True)
+    #: What another try needs, pickled and signed; only kept for tasks with a policy.
+    payload = models.TextField(_("signed payload"), blank=True, editable=False)
+    #: Retries made by the policy so far.
+    retries = models.PositiveIntegerField(_("retries"), default=0)
+    #: When the next try is due, while the task waits for it.
+    next_run_at = models.DateTimeField(_("next run at"), null=True, blank=True)
 
     attempt = models.PositiveIntegerField(_("attempt"), default=0)
     worker_host = models.CharField(_("worker host"), max_length=255, blank=True)
@@ -198,9 +248,14 @@ class ActiveTask(models.Model):
                 name="pcrud_active_heartbeat",
             ),
             models.Index(
-                fields=["created_at"],
+                fields=["queued_at"],
                 condition=Q(state=ActiveTaskState.PENDING),
                 name="pcrud_active_queued",
+            ),
+            models.Index(
+                fields=["next_run_at"],
+                condition=Q(next_run_at__isnull=False),
+                name="pcrud_active_next_run",
             ),
             models.Index(
                 fields=["expires_at"],

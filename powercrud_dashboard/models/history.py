@@ -65,6 +65,10 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
     def record_start(self, task_name: str, *, attempt: int) -> bool:
         return self._move(task_name, status=TaskStatus.IN_PROGRESS, started_at=timezone.now(), attempts=attempt)
 
+    def record_postponed(self, task_name: str, *, reason: FailureReason | str, **facts: Any) -> bool:
+        """A try has failed, and the task waits for its next one."""
+        return self._move(task_name, status=TaskStatus.PENDING, failure_reason=reason, started_at=None, **facts)
+
     def record_success(self, task_name: str, **facts: Any) -> bool:
         return self._end(
             task_name,

@@ -21,6 +21,7 @@ class FailureReason(models.TextChoices):
     TIMEOUT = "timeout", _("The task ran out of time")
     WORKER_LOST = "worker_lost", _("Worker lost")
     NOT_QUEUED = "not_queued", _("Could not be queued")
+    CLUSTER_STOPPED = "cluster_stopped", _("The cluster was stopped")
     NEVER_STARTED = "never_started", _("Lost in the queue before it started")
 
 

@@ -1,4 +1,4 @@
-"""Stop a running task wherever it is: raise :class:`TaskCancelled` in the worker's main thread."""
+"""Stop a running task wherever it is: raise an exception in the worker's main thread."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import threading
 from types import FrameType
 
 from powercrud_dashboard.async_context import TaskContext
-from powercrud_dashboard.exceptions import TaskCancelled
 
 
 class Interruption:
-    """Lets another thread raise :class:`TaskCancelled` in the thread that entered this context.
+    """Lets another thread raise what the context was stopped with in the thread that entered this context.
 
     It works as django-q2's time limit does, by a signal whose handler raises. SIGUSR1 is used, so
     that neither disturbs the other. Where there are no such signals, or outside of the main
@@ -42,11 +41,11 @@ class Interruption:
         signal.signal(signal.SIGUSR1, self._previous or signal.SIG_DFL)  # type: ignore[arg-type]
 
     def interrupt(self) -> None:
-        """Raise :class:`TaskCancelled` in the task; called by the reporter thread."""
+        """Stop the task where it is; called by the reporter thread."""
         with self._lock:
             if self._armed:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
         if self._armed:
-            raise TaskCancelled(self._context.task_name)
+            self._context.check_cancelled()

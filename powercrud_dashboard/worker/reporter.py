@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ from django.db import connections
 
 from powercrud_dashboard import lifecycle, progress
 from powercrud_dashboard.async_context import Report, TaskContext
+from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
 from powercrud_dashboard.models import ActiveTask
 from powercrud_dashboard.models.coordination import coordination_db, write_transaction
 from powercrud_dashboard.progress import Progress
+from powercrud_dashboard.retry_policy import RetryPolicy
 from powercrud_dashboard.worker.cancellation import Interruption
+from powercrud_dashboard.worker.stopping import cluster_stops
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ WRITE_INTERVAL = 0.5
 HEARTBEAT_INTERVAL = 1.0
 #: Seconds that a cancelled task gets to clean up before it is interrupted once more.
 INTERRUPT_AGAIN_AFTER = 10.0
+#: Seconds that a task which is to be queued again gets to come to an end by itself when its cluster stops.
+STOP_GRACE = 3.0
 #: Seconds without a task after which the thread gives its connection back.
 IDLE_BEFORE_CLOSE = 10.0
 #: Milliseconds that the thread waits for SQLite's write lock, so that it stays responsive.
@@ -56,11 +62,20 @@ class Attendance:
         self._last_interrupt: float | None = None
         self._had_trouble = False
         self._taken_away = False
+        policy = RetryPolicy.from_json(active.policy)
+        self._requeue_on_stop = policy is not None and policy.requeue_on_stop
+        self._stops_since: float | None = None
 
     def attend(self) -> None:
         """Write what is new, and a heartbeat if one is due."""
         if self._taken_away:
             return
+        if not self._context.stopping and cluster_stops():
+            self._stops_since = time.monotonic()
+            self._context.stopping = True
+            self._context.log("The cluster is being stopped.", "warning")
+        if self._requeue_on_stop and self._stops_since and time.monotonic() - self._stops_since >= STOP_GRACE:
+            self._stop_with(ClusterStopping)
         report = self._context.latest_report()
         is_new = report is not None and report != self._written
         news = Progress.parse(*report) if report is not None and is_new else None
@@ -112,8 +127,14 @@ class Attendance:
         if not ActiveTask.objects.all().of_attempt(self._active).keep_alive(**columns):
             self._taken_away = True
             logger.warning("Task %s was given up while this worker runs it", self._active.task_name)
+            if ActiveTask.objects.tasks().filter(pk=self._active.pk).exists():
+                # Another try of it is queued or runs already: two must not work on the same objects.
+                self._stop_with(TaskCancelled)
             return
-        self._context.cancel_requested = True
+        self._stop_with(TaskCancelled)
+
+    def _stop_with(self, error: type[TaskCancelled] | type[ClusterStopping]) -> None:
+        self._context.stop_with(error)
         now = time.monotonic()
         if self._last_interrupt is None or now - self._last_interrupt >= INTERRUPT_AGAIN_AFTER:
             self._last_interrupt = now
@@ -145,6 +166,9 @@ class Reporter:
                 self._condition.notify()
 
     def _run(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Signals are for the thread that runs the task.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         while True:
             with self._condition:
                 if self._attendance is None and not self._condition.wait(IDLE_BEFORE_CLOSE):

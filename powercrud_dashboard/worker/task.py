@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from django.utils.module_loading import import_string
 from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker
 
-from powercrud_dashboard import lifecycle, locks, progress
+from powercrud_dashboard import failing, lifecycle, locks, progress
 from powercrud_dashboard.async_context import Report, TaskContext, running_task
 from powercrud_dashboard.callables import injected_arguments
-from powercrud_dashboard.exceptions import TaskCancelled
+from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
 from powercrud_dashboard.liveness import is_lost, this_worker
 from powercrud_dashboard.models import ActiveTask, FailureReason
 from powercrud_dashboard.models.coordination import coordination_db, write_transaction
@@ -34,6 +34,7 @@ from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.signals import task_started
 from powercrud_dashboard.worker.cancellation import Interruption
 from powercrud_dashboard.worker.reporter import Attendance, reporting
+from powercrud_dashboard.worker.stopping import not_far_beyond_its_time_limit, outlasting_termination
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,10 @@ class TaskCall:
             logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self.task_name)
             return NotRun(acknowledged=True)
         context = self._context(manager, active)
-        ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
-        self._settle_connections(ending)
-        self._record(manager, active, context, ending)
+        with nullcontext() if self.sync else outlasting_termination():
+            ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
+            self._settle_connections(ending)
+            self._record(manager, active, context, ending)
         if ending.error is not None:
             raise _for_django_q(ending.error, self.path)
         return ending.result
@@ -167,6 +169,7 @@ class TaskCall:
                 with ExitStack() as surroundings:
                     surroundings.enter_context(running_task(context))
                     if not self.sync:
+                        surroundings.enter_context(not_far_beyond_its_time_limit())
                         interruption = surroundings.enter_context(Interruption(context))
                         attendance = Attendance(manager, active, context, interruption)
                         surroundings.enter_context(reporting(attendance))
@@ -178,6 +181,8 @@ class TaskCall:
                 self._disarm_time_limit()
         except TaskCancelled as error:
             return Ending("cancel", {}, error=error)
+        except ClusterStopping as error:
+            return Ending("fail", _failure(error, FailureReason.CLUSTER_STOPPED), error=error)
         except TimeoutException as error:
             return Ending("fail", _failure(error, FailureReason.TIMEOUT), error=error)
         except BaseException as error:
@@ -213,7 +218,7 @@ class TaskCall:
         try:
             if ending.event == "cancel":
                 payload["actor"] = self._persist(lambda: _canceller(active))
-            if self._persist(lambda: lifecycle.end(manager, active, ending.event, **payload)):
+            if self._persist(lambda: self._end(manager, active, ending, payload)):
                 return
             if ActiveTask.objects.tasks().filter(task_name=self.task_name).exists():
                 logger.warning("Task %s has passed to another worker; this end is not recorded", self.task_name)
@@ -223,6 +228,12 @@ class TaskCall:
         except DjangoDatabaseError:
             # django-q2's monitor, or cleanup, will end the task from what django-q2 saved.
             logger.exception("The end of task %s could not be recorded", self.task_name)
+
+    @staticmethod
+    def _end(manager: lifecycle.LifecycleManager, active: ActiveTask, ending: Ending, payload: dict[str, Any]) -> bool:
+        if ending.error is not None and ending.event == "fail":
+            return failing.fail(manager, active, type(ending.error), **payload)
+        return lifecycle.end(manager, active, ending.event, **payload)
 
     def _persist(self, operation: Callable[[], Answer]) -> Answer:
         """Do what needs the database, again if need be: it may be away or locked for a while."""

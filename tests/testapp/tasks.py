@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.db import transaction
 
 from powercrud_dashboard.async_context import get_current_task, register_descendant_conflicts, track
 from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.models import ActiveTask
 from tests.testapp.models import Project
 
 
@@ -22,6 +24,14 @@ def add(left: int, right: int = 0) -> int:
 
 def fail(message: str = "it broke") -> None:
     raise ValueError(message)
+
+
+def fail_until(attempt: int, *, task_key: str = "") -> int:
+    """Fail until this is the so many'th attempt."""
+    this = ActiveTask.objects.get(task_name=task_key).attempt
+    if this < attempt:
+        raise LookupError(f"not yet, this is attempt {this}")
+    return this
 
 
 def leave() -> None:
@@ -51,6 +61,20 @@ def wait_for_file(path: str, poll: float = 0.02) -> str:
     while not Path(path).exists():
         time.sleep(poll)
     return path
+
+
+def run_until_told_to_stop(path: str) -> str:
+    Path(f"{path}.started-{os.getpid()}").touch()
+    while not get_current_task().stopping:
+        time.sleep(0.02)
+    return "told"
+
+
+def ignore_everything(path: str) -> None:
+    Path(f"{path}.started-{os.getpid()}").touch()
+    while True:
+        with suppress(BaseException):
+            time.sleep(60)
 
 
 def sleep_without_reporting(path: str, seconds: float) -> None:

@@ -174,7 +174,8 @@ def test_a_cancelled_task_stops_between_two_items(context):
     def run() -> None:
         for item in track(range(10)):
             done.append(item)
-            context.cancel_requested = item == 3
+            if item == 3:
+                context.stop_with(TaskCancelled)
 
     with pytest.raises(TaskCancelled):
         run()

@@ -1,0 +1,249 @@
+"""A task that fails runs again by itself, as often, as soon and after such errors as its policy says."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from powercrud_dashboard import cleanup
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.exceptions import ClusterStopping, EnqueueError, WorkerLost
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from powercrud_dashboard.retry_policy import LONGEST_WAIT, RetryPolicy
+from tests.testapp import tasks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+IDS = {"testapp.Project": {1}}
+
+
+def work_off() -> None:
+    """Run what is queued in this process, as a worker does, and acknowledge it."""
+    for queued in OrmQ.objects.all():
+        message = queued.task
+        with suppress(LookupError):
+            message["func"](*message["args"], **message["kwargs"])
+        queued.delete()
+
+
+def waits(task_name: str) -> bool:
+    return ActiveTask.objects.waiting().filter(task_name=task_name).exists()
+
+
+def make_due(task_name: str) -> None:
+    assert ActiveTask.objects.waiting().filter(task_name=task_name).update(next_run_at=timezone.now()) == 1
+
+
+# The policy by itself
+
+
+def test_each_wait_is_about_twice_as_long_as_the_last():
+    policy = RetryPolicy.make(max_retries=9, backoff=10)
+    for retries in range(9):
+        waits = [policy.wait(retries, ValueError).total_seconds() for _ in range(50)]
+        assert 5 * 2**retries <= min(waits) < max(waits) <= 10 * 2**retries
+
+
+def test_no_wait_is_longer_than_a_day():
+    policy = RetryPolicy.make(max_retries=5_000, backoff=60)
+    assert policy.wait(4_000, ValueError) <= timedelta(seconds=LONGEST_WAIT)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "allowed"),
+    [
+        ({}, ValueError, True),
+        ({}, KeyboardInterrupt, True),
+        ({}, WorkerLost, False),
+        ({}, EnqueueError, False),
+        ({}, ClusterStopping, True),
+        ({"requeue_on_stop": False}, ClusterStopping, False),
+        ({"retry_on": [OSError]}, ConnectionError, True),
+        ({"retry_on": [OSError]}, ValueError, False),
+        ({"retry_on": ["builtins.OSError", "gone.since.Error"]}, OSError, True),
+        ({"retry_on": [WorkerLost]}, WorkerLost, True),
+        ({"retry_on": [Exception]}, EnqueueError, True),
+        ({"give_up_on": [ValueError]}, UnicodeError, False),
+        ({"give_up_on": [ValueError]}, TypeError, True),
+        ({"retry_on": [Exception], "give_up_on": [KeyError]}, KeyError, False),
+    ],
+)
+def test_which_errors_are_retried(options, error, allowed):
+    policy = RetryPolicy.make(max_retries=2, **options)
+    assert policy.allows_retry(1, error) is allowed
+    assert RetryPolicy.from_json(policy.as_json()) == policy
+
+
+def test_not_more_often_than_it_says():
+    policy = RetryPolicy.make(max_retries=2)
+    assert [policy.allows_retry(retries, ValueError) for retries in range(4)] == [True, True, False, False]
+    # A cluster that stops is no failure of the task.
+    assert policy.allows_retry(7, ClusterStopping)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_retries": -1}, "max_retries is -1"),
+        ({"max_retries": 1, "backoff": -5}, "retry_backoff is -5"),
+        ({"max_retries": 1, "retry_on": [ValueError("an instance")]}, "no exception class"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, complaint):
+    with pytest.raises((ValueError, TypeError), match=complaint):
+        RetryPolicy.make(**options)
+
+
+def test_without_retries_there_is_no_policy():
+    assert RetryPolicy.make() is None
+    assert RetryPolicy.from_json({}) is None
+
+
+# Tasks
+
+
+def test_a_task_waits_with_its_locks_and_runs_again(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 2, conflict_ids=IDS, max_retries=3, retry_backoff=60)
+    work_off()
+    record = record_of(name)
+    assert (record.status, record.attempts, record.failure_reason) == ("pending", 1, "error")
+    assert record.error.startswith("not yet")
+    assert ConflictLock.objects.get().active_task.task_name == name
+    [event] = record.events.filter(event="retry")
+    assert "tests/testapp/tasks.py" in event.payload["traceback"]
+    wait = ActiveTask.objects.get().next_run_at - timezone.now()
+    assert timedelta(seconds=25) < wait <= timedelta(seconds=60)
+    # It is not due, and the message of the first try is gone.
+    assert AsyncManager.send_due_tasks() == 0
+    assert not OrmQ.objects.exists()
+    make_due(name)
+    assert AsyncManager.send_due_tasks() == 1
+    assert AsyncManager.send_due_tasks() == 0
+    work_off()
+    record.refresh_from_db()
+    assert (record.status, record.attempts, record.error) == ("success", 2, "")
+    assert not ConflictLock.objects.exists()
+    assert not ActiveTask.objects.exists()
+
+
+def test_after_the_last_retry_it_has_failed(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 9, conflict_ids=IDS, max_retries=2)
+    for _ in range(2):
+        work_off()
+        make_due(name)
+        AsyncManager.send_due_tasks()
+    work_off()
+    record = record_of(name)
+    assert (record.status, record.attempts) == ("failed", 3)
+    assert [event.event for event in record.events.all()] == [
+        *("create", "start", "retry", "start", "retry", "start", "fail", "cleanup"),
+    ]
+    assert not ConflictLock.objects.exists()
+
+
+def test_an_error_to_give_up_on_ends_it_at_once(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 9, max_retries=2, give_up_on=[LookupError])
+    work_off()
+    assert record_of(name).status == "failed"
+
+
+def test_a_second_delivery_while_it_waits_runs_nothing(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 2, max_retries=1)
+    message = OrmQ.objects.get()
+    work_off()
+    message.save(force_insert=True)
+    work_off()
+    assert waits(name)
+    assert record_of(name).attempts == 1
+
+
+def test_while_it_waits_cleanup_lets_it_be(manager):
+    name = manager.launch_async_task(tasks.fail_until, 2, conflict_ids=IDS, max_retries=1)
+    work_off()
+    ActiveTask.objects.update(queued_at=timezone.now() - timedelta(days=9))
+    TaskRecord.objects.update(created_at=timezone.now() - timedelta(days=9))
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    assert waits(name)
+    assert ConflictLock.objects.exists()
+
+
+def test_cleanup_sends_what_is_due(manager):
+    name = manager.launch_async_task(tasks.fail_until, 2, max_retries=1)
+    work_off()
+    make_due(name)
+    manager.cleanup_completed_tasks(dry_run=True)
+    assert waits(name)
+    manager.cleanup_completed_tasks()
+    assert not waits(name)
+    assert OrmQ.objects.exists()
+
+
+def test_it_can_be_cancelled_while_it_waits(manager, record_of, superuser):
+    name = manager.launch_async_task(tasks.fail_until, 2, conflict_ids=IDS, max_retries=1)
+    work_off()
+    assert manager.cancel_task(name, user=superuser)
+    assert record_of(name).status == "cancelled"
+    assert not ConflictLock.objects.exists()
+    assert AsyncManager.send_due_tasks() == 0
+
+
+def test_it_can_be_run_now(manager, record_of, superuser):
+    name = manager.launch_async_task(tasks.fail_until, 2, max_retries=1)
+    work_off()
+    assert manager.run_task_now(name, user=superuser)
+    assert not manager.run_task_now(name, user=superuser)
+    work_off()
+    record = record_of(name)
+    assert record.status == "success"
+    assert record.events.get(event="run_now").actor == superuser
+
+
+def test_a_lost_worker_is_covered_if_the_policy_says_so(manager, record_of):
+    covered = manager.launch_async_task(tasks.add, 1, max_retries=1, retry_on=[WorkerLost], conflict_ids=IDS)
+    not_covered = manager.launch_async_task(tasks.add, 1, max_retries=1)
+    long_ago = timezone.now() - timedelta(hours=9)
+    for name in (covered, not_covered):
+        ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+        TaskRecord.objects.all().record_start(name, attempt=1)
+    ActiveTask.objects.update(heartbeat_at=long_ago)
+    assert set(manager.cleanup_completed_tasks()["cleaned"]) == {covered, not_covered}
+    assert (record_of(covered).status, record_of(not_covered).status) == ("pending", "failed")
+    assert ConflictLock.objects.get().active_task.task_name == covered
+
+
+def test_django_q2s_row_of_the_try_before_does_not_end_it(manager):
+    name = manager.launch_async_task(tasks.fail_until, 2, max_retries=1)
+    work_off()
+    # As its monitor says it, which comes later.
+    finished = type("Task", (), {"success": False, "result": "not yet", "name": name})
+    assert not cleanup.finish_from(manager, finished, name)
+    assert waits(name)
+
+
+def test_what_can_not_be_restored_fails_and_says_so(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 2, max_retries=1, conflict_ids=IDS)
+    work_off()
+    make_due(name)
+    ActiveTask.objects.update(payload="forged")
+    assert AsyncManager.send_due_tasks() == 0
+    assert record_of(name).status == "failed"
+    assert "could not be tried again" in record_of(name).error
+    assert not ConflictLock.objects.exists()
+
+
+def test_a_retry_by_hand_has_the_same_policy(manager, record_of):
+    name = manager.launch_async_task(tasks.fail_until, 9, max_retries=1, give_up_on=[LookupError])
+    work_off()
+    again = manager.retry_task(name)
+    assert ActiveTask.objects.get(task_name=again).policy["max_retries"] == 1
+
+
+def test_in_the_callers_process_there_is_nobody_to_try_again(manager, record_of):
+    name = "sync"
+    with pytest.raises(LookupError):
+        manager.launch_async_task(tasks.fail_until, 9, task_key=name, sync=True, max_retries=3)
+    assert record_of(name).status == "failed"
