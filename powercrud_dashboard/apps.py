@@ -15,7 +15,7 @@ class PowercrudDashboardConfig(AppConfig):
 
     def ready(self) -> None:
         from powercrud_dashboard import checks  # noqa: F401
-        from powercrud_dashboard.worker import stopping, watch  # noqa: F401
+        from powercrud_dashboard.worker import process  # noqa: F401
 
         post_migrate.connect(_ensure_search_index, sender=self)
 

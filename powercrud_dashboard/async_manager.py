@@ -412,10 +412,19 @@ class AsyncManager:
         """Called with each lifecycle event; override it, and call ``super()``.
 
         ``event`` is ``create``, ``start``, ``progress``, ``complete``, ``fail``, ``cancel``, ``retry`` or
-        ``cleanup``; there may be others (``cancel_requested``, ``log``). It is called inside the
-        transaction that makes the change: use ``transaction.on_commit`` for what can't be undone.
-        What it raises is logged and does not disturb the task.
+        ``cleanup``; there may be others (``cancel_requested``, ``log``). It is called after the transaction that
+        makes the change, in a worker by a thread of its own, or, if the caller of the manager has a transaction open,
+        inside that: use ``transaction.on_commit`` for what can't be undone. What it raises is logged and does not
+        disturb the task; however long it takes, no other task waits for it.
         """
+
+    @property
+    def has_lifecycle_hook(self) -> bool:
+        """Whether a subclass wants to hear of events."""
+        return type(self).async_task_lifecycle is not AsyncManager.async_task_lifecycle
+
+    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None:
+        """Keep an event, in the transaction that makes the change; this manager keeps no history."""
 
     def lifecycle_hook_failed(self, event: str, task_name: str, payload: dict[str, Any], error: Exception) -> None:
         """Called after :meth:`async_task_lifecycle` raised, and what it had written was undone."""

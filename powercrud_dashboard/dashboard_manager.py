@@ -34,16 +34,25 @@ SHOWN_IN_LISTS = 3
 class DashboardAsyncManager(AsyncManager):
     """An :class:`AsyncManager` whose tasks are recorded for the dashboard.
 
-    A subclass that overrides :meth:`async_task_lifecycle` calls ``super()`` to keep the history.
+    A subclass may override :meth:`async_task_lifecycle`; the history is kept in any case.
     """
 
-    def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
+    def async_task_lifecycle(self, event: str, task_name: str, *, recorded: bool = False, **payload: Any) -> None:
+        """Write the event into the history, unless that is done."""
+        if not recorded:
+            record_event(event, task_name, payload)
+
+    @property
+    def has_lifecycle_hook(self) -> bool:
+        """Whether a subclass wants to hear of events."""
+        return type(self).async_task_lifecycle is not DashboardAsyncManager.async_task_lifecycle
+
+    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None:
         """Write the event into the history."""
         record_event(event, task_name, payload)
 
     def lifecycle_hook_failed(self, event: str, task_name: str, payload: dict[str, Any], error: Exception) -> None:
-        """Write the event after all, which a subclass had undone by raising, and the error beside it."""
-        record_event(event, task_name, payload)
+        """Write the subclass's error into the history."""
         trace = clean_text("".join(traceback.format_exception(error)), LONG)
         message = f"The {event} hook of {self.manager_class_path} failed: {type(error).__name__}: {error}"
         add_event("hook_error", task_name, message=message, payload={"traceback": trace})

@@ -1,8 +1,10 @@
-"""Lifecycle events: tell a manager's hook, and end a task in one transaction."""
+"""Lifecycle events: record them, tell a manager's hook, and end a task in one transaction."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from django.db import transaction
@@ -10,14 +12,22 @@ from django.utils import timezone
 
 from powercrud_dashboard import progress
 from powercrud_dashboard.models import ActiveTask
-from powercrud_dashboard.models.coordination import coordination_db, write_transaction
+from powercrud_dashboard.models.coordination import coordination_db, in_callers_transaction, write_transaction
 from powercrud_dashboard.signals import task_finished
 
 logger = logging.getLogger(__name__)
 
+#: Calls a hook later, elsewhere, or at once. The event's name comes along, as some can be left out.
+Deliver = Callable[[str, Callable[[], None]], None]
+
 
 class LifecycleManager(Protocol):
     """What the rooms below the managers need of a manager."""
+
+    @property
+    def has_lifecycle_hook(self) -> bool: ...
+
+    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None: ...
 
     def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None: ...
 
@@ -25,15 +35,30 @@ class LifecycleManager(Protocol):
 
 
 def emit(manager: LifecycleManager, event: str, task_name: str, **payload: Any) -> None:
-    """Call the manager's lifecycle hook; whatever it raises is logged and harms nothing.
+    """Record an event, and call the manager's lifecycle hook; whatever either raises is logged and harms nothing.
 
-    The hook runs in a savepoint of its own: what a failing hook had written is undone, what
-    the surrounding transaction has written is not.
+    What is recorded is part of the transaction. The hook is called after it, so that a slow one keeps no lock that
+    others wait for; in a transaction of the caller's, whose end is not ours to wait for, it is called at once.
     """
     payload.setdefault("timestamp", timezone.now())
     try:
         with transaction.atomic(using=coordination_db()):
-            manager.async_task_lifecycle(event, task_name, **payload)
+            manager.record_lifecycle_event(event, task_name, payload)
+    except Exception:
+        logger.exception("The %r event of task %s could not be recorded", event, task_name)
+    if not manager.has_lifecycle_hook:
+        return
+    call = partial(_call_hook, manager, event, task_name, payload)
+    if in_callers_transaction():
+        call()
+    else:
+        transaction.on_commit(lambda: _deliver(event, call), using=coordination_db())
+
+
+def _call_hook(manager: LifecycleManager, event: str, task_name: str, payload: dict[str, Any]) -> None:
+    try:
+        with transaction.atomic(using=coordination_db()):
+            manager.async_task_lifecycle(event, task_name, **payload, recorded=True)
     except Exception as error:
         logger.exception("The lifecycle hook of %s failed at %r of task %s", type(manager).__name__, event, task_name)
         try:
@@ -41,6 +66,19 @@ def emit(manager: LifecycleManager, event: str, task_name: str, **payload: Any) 
                 manager.lifecycle_hook_failed(event, task_name, payload, error)
         except Exception:
             logger.exception("The failed hook of task %s could not be recorded", task_name)
+
+
+def _at_once(event: str, call: Callable[[], None]) -> None:
+    call()
+
+
+_deliver: Deliver = _at_once
+
+
+def deliver_hooks_with(deliver: Deliver) -> None:
+    """Have all hooks of this process called in another way than at once after the commit."""
+    global _deliver
+    _deliver = deliver
 
 
 def end(manager: LifecycleManager, active: ActiveTask, event: str, **payload: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,9 @@ Item = TypeVar("Item")
 
 #: In the place of an object's key: the lock on all objects of its model.
 WHOLE_MODEL = "*"
+
+#: Whether the outermost transaction is one of this package's own.
+_own_transaction: ContextVar[bool] = ContextVar("powercrud_dashboard_own_transaction", default=False)
 
 #: Locks that are read of those in the way of a whole model.
 MET_AT_MOST = 1_000
@@ -350,12 +354,26 @@ def write_transaction() -> Iterator[None]:
     """An atomic block on the coordination database that is ready to write from its start."""
     using = coordination_db()
     connection = connections[using]
-    with transaction.atomic(using=using):
-        if connection.vendor == "sqlite" and connection.transaction_mode != "IMMEDIATE":  # type: ignore[attr-defined]
-            # A deferred SQLite transaction that reads first can't wait for the write lock later: it fails
-            # at once with "database is locked". An update of no row takes the lock, and waits for it.
-            ActiveTask.objects.using(using).filter(pk=0).update(attempt=0)
-        yield
+    token = None if connection.in_atomic_block else _own_transaction.set(True)
+    try:
+        with transaction.atomic(using=using):
+            _take_sqlites_write_lock(connection)
+            yield
+    finally:
+        if token is not None:
+            _own_transaction.reset(token)
+
+
+def in_callers_transaction() -> bool:
+    """Return whether a transaction is open that the package's caller began, and will end."""
+    return connections[coordination_db()].in_atomic_block and not _own_transaction.get()
+
+
+def _take_sqlites_write_lock(connection: Any) -> None:
+    if connection.vendor == "sqlite" and connection.transaction_mode != "IMMEDIATE":
+        # A deferred SQLite transaction that reads first can't wait for the write lock later: it fails
+        # at once with "database is locked". An update of no row takes the lock, and waits for it.
+        ActiveTask.objects.using(connection.alias).filter(pk=0).update(attempt=0)
 
 
 def in_chunks(items: Iterable[Item], *, using: str) -> Iterator[list[Item]]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import faulthandler
-import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
-from types import FrameType
-from typing import Any
-
-from django_q.cluster import Sentinel
-from django_q.signals import post_spawn
-
-logger = logging.getLogger(__name__)
 
 #: Seconds by which a task may overrun its time limit; django-q2's guard allows three.
 OVERRUN = 6.0
 
 _stop_event: Event | None = None
+
+
+def heed(event: Event | None) -> None:
+    """Take note of the event that tells the sentinel to stop, as django-q2 does not tell the workers.
+
+    Without it only a signal to the worker itself is noticed.
+    """
+    global _stop_event
+    _stop_event = event
 
 
 def cluster_stops() -> bool:
@@ -73,22 +74,3 @@ def outlasting_termination() -> Iterator[None]:
     finally:
         # A signal that came meanwhile ends the process here, with the task's end recorded.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _find_stop_event(**kwargs: Any) -> None:
-    """Remember the event that tells the sentinel to stop, as the workers are not told.
-
-    Workers are forked from the sentinel, so that it is on the stack below them. Where they are not, only a signal
-    to the worker itself is noticed.
-    """
-    global _stop_event
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if isinstance(sentinel := frame.f_locals.get("self"), Sentinel):
-            _stop_event = sentinel.stop_event
-            return
-        frame = frame.f_back
-    logger.debug("The sentinel was not found")
-
-
-post_spawn.connect(_find_stop_event, dispatch_uid="powercrud_dashboard.find_stop_event")

@@ -32,6 +32,7 @@ from powercrud_dashboard.models.history import ObjectOutcome
 from powercrud_dashboard.models.text import LONG, SHORT, clean_text, describe, is_printable
 from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.signals import task_started
+from powercrud_dashboard.worker import hooks
 from powercrud_dashboard.worker.cancellation import Interruption
 from powercrud_dashboard.worker.reporter import Attendance, reporting
 from powercrud_dashboard.worker.stopping import not_far_beyond_its_time_limit, outlasting_termination
@@ -123,6 +124,7 @@ class TaskCall:
             ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
             self._settle_connections(ending)
             self._record(manager, active, context, ending)
+        hooks.drain()
         if ending.error is not None:
             raise _for_django_q(ending.error, self.path)
         return ending.result

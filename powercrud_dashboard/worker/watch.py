@@ -7,11 +7,9 @@ import random
 import signal
 import threading
 import time
-from typing import Any
 
 from django.db import connections
 from django.utils.module_loading import import_string
-from django_q.signals import post_spawn
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +36,6 @@ def _watch() -> None:
             connections.close_all()
 
 
-def _start(**kwargs: Any) -> None:
+def start() -> None:
+    """Start the thread."""
     threading.Thread(target=_watch, name="powercrud-dashboard-watch", daemon=True).start()
-
-
-post_spawn.connect(_start, dispatch_uid="powercrud_dashboard.watch")

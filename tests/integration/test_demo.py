@@ -63,11 +63,22 @@ def test_the_demo_serves_until_ctrl_c_and_leaves_no_process(tmp_path):
         wait_until(lambda: len(processes_with(tmp_path)) > 5, "the cluster has its processes")
     finally:
         demo.send_signal(signal.SIGINT)
-        said, __ = demo.communicate(timeout=60)
+        said = last_words(demo)
     assert demo.returncode == 0
     assert f"http://127.0.0.1:{port}/admin/inventory/sourcefile/" in said
     assert "Log in as demo with the password demo." in said
     assert processes_with(tmp_path) == []
+
+
+def last_words(demo: subprocess.Popen[str]) -> str:
+    """Wait for its end; return what it has said."""
+    try:
+        return demo.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        # So that this is what is seen, and not a warning of a process that nobody has waited for.
+        demo.kill()
+        demo.communicate()
+        raise
 
 
 def login_page(port: str) -> bool:

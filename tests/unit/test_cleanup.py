@@ -28,7 +28,7 @@ def launch(manager):
 def age(task_name: str, **delta: float) -> None:
     """Make a task look as if it was launched, and last heard of, earlier."""
     then = timezone.now() - timedelta(**delta)
-    ActiveTask.objects.filter(task_name=task_name).update(created_at=then)
+    ActiveTask.objects.filter(task_name=task_name).update(queued_at=then)
     ActiveTask.objects.filter(task_name=task_name).exclude(heartbeat_at=None).update(heartbeat_at=then)
     TaskRecord.objects.filter(task_name=task_name).update(created_at=then)
 

@@ -1,0 +1,37 @@
+"""Hooks of managers that block or raise, in a real cluster: no record waits for them, and none is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from powercrud_dashboard.models import ActiveTask, ConflictLock
+from tests.services import wait_until
+from tests.testapp import tasks
+from tests.testapp.managers import BlockedManager, RaisingManager
+
+pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
+
+
+def test_while_a_hook_blocks_everything_else_goes_on(cluster, manager, record_of, tmp_path, until_started):
+    unblocked, go_on = tmp_path / "unblocked", tmp_path / "go on"
+    blocked = BlockedManager({"until": str(unblocked)}).launch_async_task(
+        tasks.wait_for_file, str(go_on), conflict_ids={"testapp.Project": {1}}
+    )
+    until_started(go_on)
+    # Its own heartbeat too: it must not be taken for lost.
+    seen = ActiveTask.objects.get(task_name=blocked).heartbeat_at
+    others = [manager.launch_async_task(tasks.add, number) for number in range(20)]
+    wait_until(lambda: all(record_of(name).status == "success" for name in others), "the others end")
+    wait_until(lambda: ActiveTask.objects.get(task_name=blocked).heartbeat_at > seen, "its heart beats")
+    go_on.touch()
+    wait_until(lambda: record_of(blocked).status == "success", "its own record has its end")
+    assert not ConflictLock.objects.exists()
+    unblocked.touch()
+
+
+def test_a_hook_that_raises_is_shown_and_loses_nothing(cluster, record_of):
+    names = [RaisingManager().launch_async_task(tasks.add, number) for number in range(5)]
+    wait_until(lambda: all(record_of(name).is_finished for name in names), "all have ended")
+    for name in names:
+        assert record_of(name).status == "success"
+        wait_until(lambda name=name: record_of(name).events.filter(event="hook_error").count() == 4, "all are told")
