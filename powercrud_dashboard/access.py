@@ -35,6 +35,11 @@ def may_retry(user: Person, record: TaskRecord) -> bool:
     return record.is_finished and has_permission(user, "retry_taskrecord")
 
 
+def may_run_now(user: Person, record: TaskRecord) -> bool:
+    """Return whether this person may end a task's wait for its next try."""
+    return not record.is_finished and has_permission(user, "retry_taskrecord")
+
+
 def may_edit_and_retry(user: Person, record: TaskRecord) -> bool:
     """Return whether this person may run the task again with other arguments than those it was launched with."""
     return may_retry(user, record) and has_permission(user, "change_taskrecord")

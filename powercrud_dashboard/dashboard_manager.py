@@ -123,7 +123,9 @@ def _continues_last_progress(task_name: str, payload: Mapping[str, Any]) -> bool
 
 
 def _details(payload: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: to_json(payload[name]) for name in _KEPT_DETAILS if payload.get(name) is not None}
+    # The record has the traceback of the end only.
+    kept = (*_KEPT_DETAILS, "traceback") if payload.get("postponed") else _KEPT_DETAILS
+    return {name: to_json(payload[name]) for name in kept if payload.get(name) is not None}
 
 
 def add_event(
@@ -165,7 +167,6 @@ _KEPT_DETAILS = (
     "postponed",
     "reason",
     "total",
-    "traceback",
     "worker_host",
     "worker_pid",
 )

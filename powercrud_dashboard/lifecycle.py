@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -57,7 +58,9 @@ def emit(manager: LifecycleManager, event: str, task_name: str, **payload: Any) 
 
 def _call_hook(manager: LifecycleManager, event: str, task_name: str, payload: dict[str, Any]) -> None:
     try:
-        with transaction.atomic(using=coordination_db()):
+        # A savepoint keeps the caller's transaction usable; a transaction of our own would keep SQLite's only write
+        # lock for as long as the hook takes.
+        with transaction.atomic(using=coordination_db()) if in_callers_transaction() else nullcontext():
             manager.async_task_lifecycle(event, task_name, **payload, recorded=True)
     except Exception as error:
         logger.exception("The lifecycle hook of %s failed at %r of task %s", type(manager).__name__, event, task_name)

@@ -20,6 +20,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
 from powercrud_dashboard.admin.action_entries import function_of
+from powercrud_dashboard.retry_policy import DEFAULT_BACKOFF, ExceptionClass, RetryPolicy
 
 if TYPE_CHECKING:
     Admin = ModelAdmin[Any]
@@ -54,6 +55,12 @@ class BackgroundAction:
     chunk_size: int | None = None
     #: Selections of up to so many objects run at once, in the request. None takes the admin's own.
     background_threshold: int | None = None
+    #: How often a task runs again by itself after an error, and the further options of ``launch_async_task`` for that.
+    max_retries: int = 0
+    retry_backoff: float = DEFAULT_BACKOFF
+    retry_on: Sequence[ExceptionClass] = ()
+    give_up_on: Sequence[ExceptionClass] = ()
+    requeue_on_stop: bool | None = None
     #: The body of an admin action; None for a task function.
     body: ActionFunction | None = None
     #: Dotted path of a task function, which is given ``pks`` and ``model``; "" for a body.
@@ -73,6 +80,20 @@ class BackgroundAction:
             )
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size is {self.chunk_size}; use a number of objects, at least 1.")
+        # Complains of what makes no sense.
+        RetryPolicy.make(
+            max_retries=self.max_retries,
+            backoff=self.retry_backoff,
+            retry_on=self.retry_on,
+            give_up_on=self.give_up_on,
+            requeue_on_stop=self.requeue_on_stop,
+        )
+
+    @property
+    def retry_options(self) -> dict[str, Any]:
+        """What ``launch_async_task`` is told of retries."""
+        names = ("max_retries", "retry_backoff", "retry_on", "give_up_on", "requeue_on_stop")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def asks_first(self) -> bool:
@@ -119,6 +140,11 @@ def background_action(
     confirm: bool = False,
     chunk_size: int | None = None,
     background_threshold: int | None = None,
+    max_retries: int = 0,
+    retry_backoff: float = DEFAULT_BACKOFF,
+    retry_on: Sequence[ExceptionClass] = (),
+    give_up_on: Sequence[ExceptionClass] = (),
+    requeue_on_stop: bool | None = None,
 ) -> Any:
     """Make an admin action run in the background.
 
@@ -137,6 +163,11 @@ def background_action(
         confirm: asks for a confirmation first.
         chunk_size: objects of one task; a larger selection becomes a group of tasks that run in parallel.
         background_threshold: selections of up to so many objects run at once.
+        max_retries: how often a task runs again by itself after an error.
+        retry_backoff: seconds to the first of these, give or take; each further wait is twice as long.
+        retry_on: exception classes that it runs again after; by default all errors, and its time limit.
+        give_up_on: exception classes that end it at once.
+        requeue_on_stop: whether a cluster that stops interrupts it, to be queued again.
 
     Raises:
         ValueError: if the options contradict each other.
@@ -151,6 +182,11 @@ def background_action(
         confirm=confirm,
         chunk_size=chunk_size,
         background_threshold=background_threshold,
+        max_retries=max_retries,
+        retry_backoff=retry_backoff,
+        retry_on=retry_on,
+        give_up_on=give_up_on,
+        requeue_on_stop=requeue_on_stop,
     )
 
     def decorate(body: ActionFunction) -> ActionFunction:

@@ -177,6 +177,7 @@ class Click:
             if is_plain_task
             else self._arguments(rows, group if splits else ""),
             sync=self.runs_now,
+            **action.retry_options,
         )
         if left_out:
             outcomes = [

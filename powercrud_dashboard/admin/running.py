@@ -275,6 +275,7 @@ class _Run:
                     affected_objects=self._reachable.filter(pk__in=chunk[:100]),
                     label=action.label_for(self.model_admin),
                     task_kwargs={**arguments, "pks": chunk},
+                    **action.retry_options,
                 )
                 launched += 1
             except TaskAlreadyActive as same:

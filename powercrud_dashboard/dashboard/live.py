@@ -49,6 +49,22 @@ class LiveTask:
         return timezone.now() - self.active.heartbeat_at if self.active.heartbeat_at else None
 
     @property
+    def waits_for_retry(self) -> bool:
+        """Whether it has failed, and waits for its next try."""
+        return self.active.next_run_at is not None
+
+    @property
+    def runs_again_in(self) -> timedelta | None:
+        """How long it still waits for its next try; zero if that is due."""
+        due = self.active.next_run_at
+        return max(due - timezone.now(), timedelta()) if due else None
+
+    @property
+    def max_retries(self) -> int:
+        """How often it may run again by itself."""
+        return int(self.active.policy.get("max_retries", 0))
+
+    @property
     def is_being_cancelled(self) -> bool:
         return self.active.cancel_requested_at is not None
 

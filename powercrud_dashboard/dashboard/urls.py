@@ -20,6 +20,7 @@ from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
 from powercrud_dashboard.dashboard.views.release import ReleaseLockView
 from powercrud_dashboard.dashboard.views.retry import RetryTaskView
 from powercrud_dashboard.dashboard.views.retry_objects import RetryObjectsView
+from powercrud_dashboard.dashboard.views.run_now import RunNowView
 from powercrud_dashboard.dashboard.views.schedule import ScheduleActionView
 from powercrud_dashboard.dashboard.views.task import TaskView
 from powercrud_dashboard.dashboard.views.tasks import TaskListView
@@ -57,6 +58,7 @@ def dashboard_urls(
         ("<int:pk>/edit/", EditAndRetryView, "edit"),
         ("<int:pk>/retry/", RetryTaskView, "retry"),
         ("<int:pk>/cancel/", CancelTaskView, "cancel"),
+        ("<int:pk>/run-now/", RunNowView, "run_now"),
     ]
     patterns = []
     for route, page, name in pages:

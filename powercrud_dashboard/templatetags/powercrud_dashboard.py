@@ -24,6 +24,7 @@ EVENT_LABELS = {
     "cancel": gettext_lazy("Cancelled"),
     "cancel_requested": gettext_lazy("Asked to stop"),
     "retry": gettext_lazy("Retried"),
+    "run_now": gettext_lazy("Queued without waiting"),
     "cleanup": gettext_lazy("Locks released"),
     "release": gettext_lazy("Lock released"),
     "hook_error": gettext_lazy("A hook failed"),

@@ -57,6 +57,7 @@ ACCESS = {
     "retry": Row(("post",), needs=("retry_taskrecord",), about=("ended",)),
     "edit": Row(("get", "post"), needs=("retry_taskrecord", "change_taskrecord"), about=("ended",)),
     "cancel": Row(("post",), needs=("cancel_taskrecord",), about=("queued",)),
+    "run_now": Row(("post",), needs=("retry_taskrecord",), about=("queued",)),
     "locks": Row(("get",), needs=("view_conflictlock",)),
     "release": Row(("get", "post"), needs=("release_conflictlock",), about=("lock",)),
     "cluster": Row(("get",), needs=("view_taskrecord",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ from django.utils import timezone
 from django_q.models import OrmQ
 
 from powercrud_dashboard import cleanup
+from powercrud_dashboard.admin import background_action
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import ClusterStopping, EnqueueError, WorkerLost
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
@@ -18,6 +20,7 @@ from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+PAGES = "/admin/powercrud_dashboard/taskrecord/"
 IDS = {"testapp.Project": {1}}
 
 
@@ -252,3 +255,41 @@ def test_in_the_callers_process_there_is_nobody_to_try_again(manager, record_of)
     with pytest.raises(LookupError):
         manager.launch_async_task(tasks.fail_until, 9, task_key=name, sync=True, max_retries=3)
     assert record_of(name).status == "failed"
+
+
+# On the pages
+
+
+@pytest.fixture
+def waiting(manager, record_of, superuser) -> TaskRecord:
+    name = manager.launch_async_task(tasks.fail_until, 9, max_retries=3, retry_backoff=600, user=superuser)
+    work_off()
+    return record_of(name)
+
+
+def test_its_page_shows_when_it_runs_next_and_why(client_of, superuser, waiting):
+    page = client_of(superuser).get(f"{PAGES}{waiting.pk}/change/").content.decode()
+    assert re.search(r"Runs again in \d+ min.*\(retry 1 of 3\)", page)
+    assert "Try 1 failed" in page
+    assert "LookupError" in page
+    assert "Run now" in page
+    assert "Cancel task" in page
+    assert "(retry 1 of 3)" in client_of(superuser).get(PAGES).content.decode()
+
+
+def test_a_person_runs_it_now(client_of, superuser, make_user, waiting):
+    viewer = client_of(make_user("viewer", "view_taskrecord"))
+    assert "Run now" not in viewer.get(f"{PAGES}{waiting.pk}/change/").content.decode()
+    assert viewer.post(f"{PAGES}{waiting.pk}/run-now/").status_code == 403
+    assert waits(waiting.task_name)
+    boss = client_of(superuser)
+    assert "does not wait any longer" in boss.post(f"{PAGES}{waiting.pk}/run-now/", follow=True).content.decode()
+    assert not waits(waiting.task_name)
+    assert "does not wait for a next try" in boss.post(f"{PAGES}{waiting.pk}/run-now/", follow=True).content.decode()
+
+
+def test_an_action_has_a_policy_as_well():
+    action = background_action(max_retries=2, retry_on=[OSError])(lambda modeladmin, request, queryset: None)
+    assert action.background_action.retry_options["max_retries"] == 2
+    with pytest.raises(ValueError, match="max_retries is -2"):
+        background_action(max_retries=-2)

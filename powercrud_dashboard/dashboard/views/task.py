@@ -77,6 +77,9 @@ class TaskView(RefreshingPageView):
             edit_url=self.url("edit", record.pk) if access.may_edit_and_retry(user, record) else "",
             bulk_url=self.url("bulk") if access.may_delete(user, record) else "",
             retry_url=self.url("retry", record.pk) if access.may_retry(user, record) else "",
+            run_now_url=self.url("run_now", record.pk)
+            if live and live.waits_for_retry and access.may_run_now(user, record)
+            else "",
             cancel_url=self.url("cancel", record.pk) if access.may_cancel(user, record) else "",
             **kwargs,
         )
