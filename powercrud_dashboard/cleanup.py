@@ -99,13 +99,16 @@ class Cleanup:
         yield from ActiveTask.objects.queued_for(SENDING_MAY_TAKE).filter(sent_at=None)
 
     def _lost_in_the_queue(self) -> Iterator[ActiveTask]:
-        """Tasks that wait longer than the grace period and that the broker does not know any more."""
-        waiting = ActiveTask.objects.queued_for(app_settings.CLEANUP_GRACE_PERIOD).exclude(sent_at=None)
+        """Tasks that wait and that the broker does not know any more."""
+        grace_period = app_settings.CLEANUP_GRACE_PERIOD
         if queueing.broker_database() is not None:
-            receipted = list(waiting.exclude(queue_receipt=""))
+            # It keeps a message until the task has ended: without one, nobody will ever come for the task.
+            waiting = ActiveTask.objects.queued_for(min(SENDING_MAY_TAKE, grace_period)).exclude(queue_receipt="")
+            receipted = list(waiting)
             known = queueing.receipts_still_queued([active.queue_receipt for active in receipted])
             yield from (active for active in receipted if active.queue_receipt not in known)
             return
+        waiting = ActiveTask.objects.queued_for(grace_period).exclude(sent_at=None)
         by_cluster: dict[str, list[ActiveTask]] = {}
         for active in waiting:
             by_cluster.setdefault(active.cluster, []).append(active)

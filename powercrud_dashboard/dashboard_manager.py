@@ -71,9 +71,11 @@ def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None
         return
     if event == "progress" and _continues_last_progress(task_name, payload):
         return
-    if event in LIMITED_EVENTS and TaskEvent.objects.of_task(task_name).count() >= app_settings.DASHBOARD_EVENT_LIMIT:
+    if event in LIMITED_EVENTS and not _has_room(task_name):
         return
     for message, level in payload.get("log_lines", ()):
+        if not _has_room(task_name):
+            break
         add_event("log", task_name, message=message, payload={"level": level})
     add_event(
         event,
@@ -83,6 +85,15 @@ def record_event(event: str, task_name: str, payload: Mapping[str, Any]) -> None
         payload=_details(payload),
         timestamp=payload.get("timestamp"),
     )
+
+
+def _has_room(task_name: str) -> bool:
+    """Return whether the timeline takes one more event of those without limit; its last one says that it is full."""
+    limit = app_settings.DASHBOARD_EVENT_LIMIT
+    count = TaskEvent.objects.of_task(task_name).count()
+    if count == limit:
+        add_event("log", task_name, message=f"There are {limit} events: further progress and log lines are not kept.")
+    return count < limit
 
 
 def _record_outcomes(task_name: str, payload: Mapping[str, Any]) -> None:

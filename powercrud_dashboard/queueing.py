@@ -14,11 +14,12 @@ from django.conf import settings
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.utils import timezone
+from django_q import core_signing
 from django_q.brokers import Broker, get_broker
 from django_q.brokers.orm import ORM as ORMBroker
 from django_q.conf import Conf
 from django_q.models import OrmQ, Task
-from django_q.signing import BadSignature, SignedPackage
+from django_q.signing import BadSignature, PickleSerializer, SignedPackage
 from django_q.status import Stat
 from django_q.tasks import async_task
 
@@ -159,16 +160,18 @@ def sign(package: object) -> str:
 
 
 def unsign(signed: str) -> Any:
-    """Verify the signature, then unpickle.
+    """Verify the signature, then unpickle. Keys in ``SECRET_KEY_FALLBACKS`` count as well.
 
     Raises:
-        ValueError: if the signature is not from this project's secret key.
+        ValueError: if the signature is not from a secret key of this project.
         Exception: whatever unpickling raises, such as an import error of a class that is gone.
     """
-    try:
-        return SignedPackage.loads(signed)
-    except BadSignature as error:
-        raise ValueError("its signature does not match this project's SECRET_KEY and Q_CLUSTER name") from error
+    for key in (Conf.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS):
+        try:
+            return core_signing.loads(signed, key=key, salt=Conf.PREFIX, serializer=PickleSerializer)
+        except BadSignature:
+            continue
+    raise ValueError("its signature does not match this project's SECRET_KEY and Q_CLUSTER name")
 
 
 def probe(timeout_ms: int) -> bool:

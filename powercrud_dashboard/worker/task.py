@@ -45,6 +45,9 @@ MANAGER = "powercrud_dashboard.async_manager.AsyncManager"
 #: Seconds between the tries to reach a database that is away or locked.
 DATABASE_RETRY_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
 
+#: Bytes of a result that is handed on: all of it goes through a pipe to django-q2's monitor, and into a row.
+RESULT_AT_MOST = 10 * 1024 * 1024
+
 Answer = TypeVar("Answer")
 
 
@@ -311,8 +314,11 @@ def _for_django_q(error: BaseException, path: str) -> BaseException:
 def _picklable(result: Any, context: TaskContext) -> Any:
     """Return the result, or its description if it can't travel to django-q2's monitor."""
     try:
-        pickle.dumps(result)
+        size = len(pickle.dumps(result))
     except Exception as error:
         context.log(f"The result can't be pickled ({error}); its description is kept instead.", "warning")
+        return describe(result, LONG)
+    if size > RESULT_AT_MOST:
+        context.log(f"The result takes {size} bytes; its description is kept instead.", "warning")
         return describe(result, LONG)
     return result
