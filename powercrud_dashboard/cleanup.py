@@ -9,7 +9,7 @@ from typing import Any
 
 from powercrud_dashboard import failing, lifecycle, queueing
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.liveness import LOOK_FOR_PROCESS_AFTER, is_lost
+from powercrud_dashboard.liveness import LOOK_FOR_PROCESS_AFTER, is_lost, stay_silent
 from powercrud_dashboard.models import (
     ActiveTask,
     ConflictLock,
@@ -190,12 +190,12 @@ def delete_records(pks: list[int]) -> None:
             records._raw_delete(records.db)
 
 
-def lost_workers(**which: Any) -> Iterator[ActiveTask]:
-    """Yield the running tasks (among ``which``) whose worker is gone."""
+def lost_workers(**which: Any) -> list[ActiveTask]:
+    """Return the running tasks (among ``which``) whose worker is gone."""
     silent = min(LOOK_FOR_PROCESS_AFTER, app_settings.DASHBOARD_HEARTBEAT_TIMEOUT, app_settings.MAX_TASK_DURATION)
-    for active in ActiveTask.objects.all().silent_for(silent).filter(**which):
-        if is_lost(active):
-            yield active
+    return stay_silent(
+        active for active in ActiveTask.objects.all().silent_for(silent).filter(**which) if is_lost(active)
+    )
 
 
 def give_up(manager: lifecycle.LifecycleManager, active: ActiveTask, reason: FailureReason) -> bool:

@@ -58,8 +58,12 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         return self.reservations().filter(expires_at__lte=Now())
 
     def silent_for(self, seconds: float) -> ActiveTaskQuerySet:
-        """Running tasks whose worker has not been heard of for so long, by the database's clock."""
-        return self.running().filter(heartbeat_at__lt=Now() - timedelta(seconds=seconds))
+        """Running tasks whose worker has not been heard of for so long, by the database's clock.
+
+        Also those last heard of in the future: the clock was set back since, and tells nothing.
+        """
+        silence = timedelta(seconds=seconds)
+        return self.running().filter(Q(heartbeat_at__lt=Now() - silence) | Q(heartbeat_at__gt=Now() + silence))
 
     def ready(self) -> ActiveTaskQuerySet:
         """Queued tasks that a worker may begin, which those that wait for their next try are not."""
@@ -119,8 +123,8 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
 
     def still_silent(self, lost: ActiveTask) -> ActiveTaskQuerySet:
         """The row of a task that looked lost, as long as no heartbeat came after the one that was read."""
-        # Not "equal": SQLite keeps the milliseconds of its own clock, and Django asks in microseconds.
-        return self.of_attempt(lost).filter(heartbeat_at__lte=lost.heartbeat_at)
+        # Counted, as clocks can be set.
+        return self.of_attempt(lost).filter(beats=lost.beats)
 
     @staticmethod
     def _claim(claimable: ActiveTaskQuerySet, *, host: str, pid: int) -> bool:
@@ -131,6 +135,7 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
             worker_pid=pid,
             started_at=Now(),
             heartbeat_at=Now(),
+            beats=F("beats") + 1,
         )
         return claimed == 1
 
@@ -141,11 +146,11 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
     def beat(self, active: ActiveTask, **progress: Any) -> bool:
         """Keep the task alive and store new progress. Return False if it was cancelled or taken away."""
         undisturbed = self.of_attempt(active).filter(cancel_requested_at=None)
-        return undisturbed.update(heartbeat_at=Now(), **progress) == 1
+        return undisturbed.update(heartbeat_at=Now(), beats=F("beats") + 1, **progress) == 1
 
     def keep_alive(self, **progress: Any) -> bool:
         """Write a heartbeat even though the task was cancelled. Return whether the row is still there."""
-        return self.update(heartbeat_at=Now(), **progress) == 1
+        return self.update(heartbeat_at=Now(), beats=F("beats") + 1, **progress) == 1
 
     def request_cancel(self, task_name: str, user: AbstractUser | None) -> bool:
         """Ask a running task's worker to stop it. Return whether this was the first request."""
@@ -212,6 +217,7 @@ class ActiveTask(models.Model):
     worker_pid = models.PositiveIntegerField(_("worker pid"), null=True, blank=True)
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
+    beats = models.PositiveBigIntegerField(_("heartbeats"), default=0)
 
     progress_message = models.TextField(_("progress message"), blank=True)
     progress_current = models.BigIntegerField(_("progress current"), null=True, blank=True)

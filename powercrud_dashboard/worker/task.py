@@ -25,7 +25,7 @@ from powercrud_dashboard import failing, lifecycle, locks, progress
 from powercrud_dashboard.async_context import Report, TaskContext, running_task
 from powercrud_dashboard.callables import injected_arguments
 from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
-from powercrud_dashboard.liveness import is_lost, this_worker
+from powercrud_dashboard.liveness import is_lost, stay_silent, this_worker
 from powercrud_dashboard.models import ActiveTask, FailureReason
 from powercrud_dashboard.models.coordination import coordination_db, write_transaction
 from powercrud_dashboard.models.history import ObjectOutcome
@@ -263,21 +263,47 @@ def claim(manager: lifecycle.LifecycleManager, task_name: str, *, is_repeated: b
     """
     host, pid = this_worker()
     with write_transaction():
-        tasks = ActiveTask.objects.all()
-        if not tasks.claim_pending(task_name, host=host, pid=pid):
-            running = ActiveTask.objects.running().filter(task_name=task_name).first()
-            just_now = ActiveTask.objects.all().claimed_by(host=host, pid=pid, within=2 * sum(DATABASE_RETRY_DELAYS))
-            if is_repeated and running is not None and just_now.filter(pk=running.pk).exists():
-                return running
-            if running is None or not is_lost(running) or not tasks.take_over(running, host=host, pid=pid):
-                return None
-        active = ActiveTask.objects.running().get(task_name=task_name)
-        lifecycle.emit(manager, "start", task_name, attempt=active.attempt, worker_host=host, worker_pid=pid)
-        transaction.on_commit(
-            lambda: task_started.send_robust(sender=type(manager), task_name=task_name, attempt=active.attempt),
-            using=coordination_db(),
-        )
+        if ActiveTask.objects.all().claim_pending(task_name, host=host, pid=pid):
+            return _begin(manager, task_name)
+        if is_repeated and (mine := _claimed_just_now(task_name, host, pid)):
+            return mine
+    if (lost := _lost_run_of(task_name)) is None:
+        return None
+    with write_transaction():
+        if ActiveTask.objects.all().take_over(lost, host=host, pid=pid):
+            return _begin(manager, task_name)
+    return None
+
+
+def _begin(manager: lifecycle.LifecycleManager, task_name: str) -> ActiveTask:
+    active = ActiveTask.objects.running().get(task_name=task_name)
+    lifecycle.emit(
+        manager,
+        "start",
+        task_name,
+        attempt=active.attempt,
+        worker_host=active.worker_host,
+        worker_pid=active.worker_pid,
+    )
+    transaction.on_commit(
+        lambda: task_started.send_robust(sender=type(manager), task_name=task_name, attempt=active.attempt),
+        using=coordination_db(),
+    )
     return active
+
+
+def _claimed_just_now(task_name: str, host: str, pid: int) -> ActiveTask | None:
+    claimed = ActiveTask.objects.all().claimed_by(host=host, pid=pid, within=2 * sum(DATABASE_RETRY_DELAYS))
+    return claimed.filter(task_name=task_name).first()
+
+
+def _lost_run_of(task_name: str) -> ActiveTask | None:
+    """Return the task if another worker has begun it and is lost."""
+    running = ActiveTask.objects.running().filter(task_name=task_name).first()
+    if running is None or not is_lost(running):
+        return None
+    # Outside of a transaction: on SQLite nobody could show life in the meantime.
+    return next(iter(stay_silent([running])), None)
 
 
 def _canceller(active: ActiveTask) -> Any:

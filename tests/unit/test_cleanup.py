@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 
@@ -253,3 +254,24 @@ def test_the_first_tries_of_a_chain_are_pruned_before_its_last(settings, manager
     connection.check_constraints()
     assert record_of(names[2]).first_try is None
     assert record_of(names[2]).retry_of == record_of(names[1])
+
+
+@pytest.mark.parametrize("delta", [{"hours": 1}, {"hours": -1}])
+def test_a_clock_that_was_set_gives_nobody_up(manager, launch, monkeypatch, delta):
+    name = launch()
+    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    age(name, **delta)
+
+    def beat_meanwhile(seconds: float) -> None:
+        ActiveTask.objects.update(heartbeat_at=timezone.now(), beats=F("beats") + 1)
+
+    monkeypatch.setattr("powercrud_dashboard.liveness.time.sleep", beat_meanwhile)
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+
+
+def test_nor_does_it_keep_a_lost_worker(manager, launch, worker_here, dead_process):
+    name = launch()
+    worker_here(name)
+    ActiveTask.objects.update(worker_pid=dead_process)
+    age(name, hours=-1)
+    assert name in manager.cleanup_completed_tasks()["cleaned"]
