@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -43,8 +45,29 @@ def wait_until(condition: Callable[[], object], what: str, deadline: float = DEA
         time.sleep(0.02)
 
 
+class Server:
+    """A server process that tests may stop and start again."""
+
+    def __init__(self, command: list[str], is_up: Callable[[], object], stop_signal: int, **run: Any) -> None:
+        self._command = command
+        self._is_up = is_up
+        self._stop_signal = stop_signal
+        self._run = run
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, **self._run)
+        wait_until(self._is_up, f"{self._command[0]} is up")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(self._stop_signal)
+            self._process.wait(DEADLINE)
+            self._process = None
+
+
 @contextmanager
-def postgresql(socket_dir: Path) -> Iterator[None]:
+def postgresql(socket_dir: Path) -> Iterator[Server]:
     """Run a fresh PostgreSQL server that listens on a socket in ``socket_dir`` only."""
     initdb, postgres = program("initdb"), program("postgres")
     # PostgreSQL refuses to run as root.
@@ -61,14 +84,18 @@ def postgresql(socket_dir: Path) -> Iterator[None]:
         run = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8"], check=True, **run)
         options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
-        server = subprocess.Popen([postgres, "-D", data, "-k", socket_dir, *options], **run)
+        # SIGINT: disconnect everybody and stop.
+        server = Server(
+            [postgres, "-D", str(data), "-k", str(socket_dir), *options],
+            lambda: _takes_connections(socket_dir),
+            signal.SIGINT,
+            **run,
+        )
         try:
-            wait_until(lambda: _takes_connections(socket_dir), "PostgreSQL takes connections")
-            yield
+            server.start()
+            yield server
         finally:
-            # SIGINT: disconnect everybody and stop.
-            server.send_signal(2)
-            server.wait(DEADLINE)
+            server.stop()
 
 
 def _takes_connections(socket_dir: Path) -> bool:
@@ -81,14 +108,13 @@ def _takes_connections(socket_dir: Path) -> bool:
 
 
 @contextmanager
-def redis(socket: Path) -> Iterator[None]:
+def redis(socket: Path) -> Iterator[Server]:
     """Run a fresh Redis server that listens on this socket only."""
     socket.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen([program("redis-server"), *arguments], stdout=subprocess.DEVNULL)
+    server = Server([program("redis-server"), *arguments], socket.exists, signal.SIGTERM, stdout=subprocess.DEVNULL)
     try:
-        wait_until(socket.exists, "Redis listens")
-        yield
+        server.start()
+        yield server
     finally:
-        server.terminate()
-        server.wait(DEADLINE)
+        server.stop()

@@ -1,0 +1,149 @@
+"""Break things for many rounds, and say what held.
+
+python -m tests.faults --rounds 200           all lanes, as ``make faults`` does
+python -m tests.faults --lane sqlite-orm --rounds 4 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LANES = ("sqlite-orm", "sqlite-redis", "postgresql-orm", "postgresql-redis")
+#: Faults that come together in one round.
+AT_ONCE = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Break things for many rounds, and say what held.")
+    parser.add_argument("--rounds", type=int, default=200, help="in all, over the lanes")
+    parser.add_argument("--seed", type=int, default=None, help="for the same choices again")
+    parser.add_argument("--lane", choices=LANES, help="only this one")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--markdown", type=Path, help="write the table here as well")
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    if options.inside:
+        return run_lane(options.lane, options.rounds, seed)
+    return run_lanes([options.lane] if options.lane else list(LANES), options.rounds, seed, options.markdown)
+
+
+def run_lanes(lanes: list[str], rounds: int, seed: int, markdown: Path | None) -> int:
+    print(f"{rounds} rounds on {', '.join(lanes)}; seed {seed}", flush=True)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        shares = [rounds // len(lanes) + (number < rounds % len(lanes)) for number in range(len(lanes))]
+        reports = list(pool.map(lambda lane, share: _in_its_own_process(lane, share, seed), lanes, shares))
+    table = summary([line for report in reports for line in report])
+    print(table)
+    if markdown:
+        markdown.write_text(table)
+    done = sum(1 for report in reports for line in report)
+    broken = [line for report in reports for line in report if line["broken"]]
+    for line in broken:
+        print(
+            f"BROKEN in round {line['round']} of {line['lane']} with {', '.join(line['faults'])}:",
+            *line["broken"],
+            sep="\n  ",
+        )
+    print(f"{done} rounds, {len(broken)} of them with something broken; seed {seed}")
+    return 1 if broken or done != rounds else 0
+
+
+def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
+    with tempfile.TemporaryDirectory(prefix="pcrud-faults-", ignore_cleanup_errors=True) as state:
+        Path(state).chmod(0o755)
+        environment = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings.faults",
+            "PCRUD_FAULTS_LANE": lane,
+            "PCRUD_TEST_STATE": state,
+            "PYTHONPATH": os.pathsep.join([os.getcwd(), f"{state}/modules"]),
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--inside", "--lane", lane]
+        command += ["--rounds", str(rounds), "--seed", str(seed)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            report = []
+            for text in process.stdout:
+                line = json.loads(text)
+                report.append(line)
+                mark = "BROKEN" if line["broken"] else "held"
+                print(f"{lane} {line['round']}: {mark} in {line['seconds']} s: {', '.join(line['faults'])}", flush=True)
+        return report
+
+
+def run_lane(lane: str, rounds: int, seed: int) -> int:
+    import django
+
+    django.setup()
+    from django.conf import settings
+    from django.core.management import call_command
+
+    from tests.faults.clock import set_clock
+    from tests.faults.kinds import FAULTS
+    from tests.faults.rounds import Round
+    from tests.faults.world import servers
+
+    random.seed(f"{seed} {lane}")
+    sys.path.append(f"{settings.STATE_DIR}/modules")
+    deck: list = []
+    with servers(lane) as world:
+        if world.database:
+            _create_database(settings.DATABASES["default"])
+        call_command("migrate", verbosity=0)
+        possible = [fault for fault in FAULTS if lane in fault.lanes]
+        for number in range(1, rounds + 1):
+            if len(deck) < AT_ONCE:
+                deck += random.sample(possible, len(possible))
+            faults = [deck.pop(0) for _ in range(min(AT_ONCE, len(deck)))]
+            began = time.monotonic()
+            broken = Round(world, number, faults).run()
+            set_clock(0)
+            names = [fault.name for fault in faults]
+            line = {"lane": lane, "round": number, "faults": names, "broken": broken, "ended": _ends()}
+            print(json.dumps({**line, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    return 0
+
+
+def _create_database(database: dict) -> None:
+    import psycopg
+
+    with psycopg.connect(host=database["HOST"], user="postgres", dbname="postgres", autocommit=True) as server:
+        server.execute(f'CREATE DATABASE "{database["NAME"]}"')
+
+
+def _ends() -> dict[str, int]:
+    """How the round's tasks have ended."""
+    from powercrud_dashboard.models import TaskRecord
+
+    records = TaskRecord.objects.values_list("status", "failure_reason")
+    return Counter(reason or status for status, reason in records)
+
+
+def summary(lines: list[dict]) -> str:
+    """Return the table: each fault, in how many rounds it was, how their tasks ended, what was broken."""
+    rounds: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    ends: dict[str, Counter[str]] = {}
+    for line in lines:
+        for fault in line["faults"]:
+            rounds[fault] += 1
+            broken[fault] += len(line["broken"])
+            ends.setdefault(fault, Counter()).update(line["ended"])
+    rows = ["| fault | rounds | how the tasks of these rounds ended | broken |", "| --- | --- | --- | --- |"]
+    for fault in sorted(rounds):
+        seen = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in ends[fault].most_common())
+        rows.append(f"| {fault} | {rounds[fault]} | {seen} | {broken[fault]} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

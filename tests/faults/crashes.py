@@ -1,0 +1,42 @@
+"""A process kills itself at a named point, once, when a file asks it to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from django.conf import settings
+
+#: Points of a worker's way through a task.
+WORKER_STAGES = (
+    "before the claim",
+    "while claiming",
+    "in the function",
+    "while finishing",
+    "before the acknowledgement",
+)
+
+
+def _file(stage: str) -> Path:
+    return Path(settings.STATE_DIR) / f"crash {stage}"
+
+
+def crash_once(stage: str) -> None:
+    """Have the next process that comes by this point kill itself."""
+    _file(stage).touch()
+
+
+def crash_nowhere() -> None:
+    for left in Path(settings.STATE_DIR).glob("crash *"):
+        left.unlink(missing_ok=True)
+
+
+def crash_here(stage: str) -> None:
+    """Kill this process if it is to be killed here."""
+    try:
+        # Of several processes one removes it.
+        _file(stage).unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
