@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-check test lint unit services messages screenshots clean
+.PHONY: help demo demo-check test lint unit services faults messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
 	@echo "make test         lint, types, layers, migrations, the whole test suite"
+	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make messages     the catalogues, after a change of texts"
 	@echo "make screenshots  the documentation's pictures"
 
@@ -42,6 +43,10 @@ unit: $(INSTALLED)
 services: $(INSTALLED)
 	$(BIN)/pytest --ds tests.settings.postgresql -m "not markup"
 	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
+
+# Things are broken at random, for many rounds; the table says what was seen.
+faults: $(INSTALLED)
+	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),200)
 
 # The pictures in docs/images, anew. Needs Chromium.
 screenshots: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import shutil
 import sqlite3
@@ -218,6 +219,7 @@ def _remove_module(around: Round) -> None:
     module = Path(settings.STATE_DIR) / "modules" / f"gone_{around.number}.py"
     module.parent.mkdir(exist_ok=True)
     module.write_text("def function():\n    return 1\n")
+    importlib.invalidate_caches()
     around.launch_path(f"{module.stem}.function")
     module.unlink()
     shutil.rmtree(module.parent / "__pycache__", ignore_errors=True)
