@@ -68,6 +68,8 @@ class Cleanup:
             self._give_up(active, FailureReason.WORKER_LOST, "worker lost")
         for active in self._never_sent():
             self._give_up(active, FailureReason.NOT_QUEUED, "could not be queued")
+        if not self._dry_run and (freed := queueing.free_misdated()):
+            logger.warning("%s queued messages were dated in the future", freed)
         for active in self._lost_in_the_queue():
             self._give_up(active, FailureReason.NEVER_STARTED, "lost in the queue")
         self._expire_reservations()

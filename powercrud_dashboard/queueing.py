@@ -121,6 +121,21 @@ def receipts_still_queued(receipts: Sequence[str]) -> set[str]:
     return {str(pk) for pk in found.values_list("pk", flat=True)}
 
 
+def free_misdated() -> int:
+    """Let an ORM broker deliver messages that it holds back for longer than it ever would.
+
+    It does so when a clock was set back. Returns how many there were.
+    """
+    alias = broker_database()
+    if not alias:
+        return 0
+    longest = max((int(its.get("retry") or 0) for its in cluster_settings().values()), default=0)
+    now = timezone.now()
+    misdated = OrmQ.objects.using(alias).filter(lock__gt=now + timedelta(seconds=max(longest, Conf.RETRY) + 60))
+    freed: int = misdated.update(lock=now)
+    return freed
+
+
 def is_drained(cluster: str = "") -> bool:
     """Return whether nothing can be on its way to a worker, for a broker without receipts.
 

@@ -30,6 +30,9 @@ WHOLE_MODEL = "*"
 #: Whether the outermost transaction is one of this package's own.
 _own_transaction: ContextVar[bool] = ContextVar("powercrud_dashboard_own_transaction", default=False)
 
+#: By how much the clocks of one project may differ, or be set, without anybody noticing.
+CLOCKS_DIFFER = timedelta(seconds=60)
+
 #: Locks that are read of those in the way of a whole model.
 MET_AT_MOST = 1_000
 
@@ -74,12 +77,13 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         return self.pending().filter(next_run_at__isnull=False)
 
     def due(self) -> ActiveTaskQuerySet:
-        """Those of them whose time has come, by the database's clock."""
-        return self.waiting().filter(next_run_at__lte=Now())
+        """Those of them whose time has come, by the database's clock; all, if that was set back meanwhile."""
+        return self.waiting().filter(Q(next_run_at__lte=Now()) | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
 
     def queued_for(self, seconds: float) -> ActiveTaskQuerySet:
-        """Tasks that have been in the queue for so long, by the database's clock."""
-        return self.ready().filter(queued_at__lt=Now() - timedelta(seconds=seconds))
+        """Tasks that have been in the queue for so long, by the database's clock; all, if that was set back."""
+        long_ago = Q(queued_at__lt=Now() - timedelta(seconds=seconds))
+        return self.ready().filter(long_ago | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
 
     def claim_pending(self, task_name: str, *, host: str, pid: int) -> bool:
         """Make a queued task this worker's. Return whether it was still to be had."""
@@ -94,6 +98,7 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         postponed = nobody_cancelled.update(
             state=ActiveTaskState.PENDING,
             next_run_at=Now() + wait,
+            queued_at=Now(),
             retries=F("retries") + int(counts),
             queue_receipt="",
             sent_at=None,
@@ -191,7 +196,7 @@ class ActiveTask(models.Model):
         related_name="+",
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
-    #: Since when it has been in the queue, for this try.
+    #: Since when it has been in the queue for this try, or waits for the next.
     queued_at = models.DateTimeField(_("queued at"), db_default=Now())
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
     #: As long as there is a task with this key, none is launched with the same; empty for no such wish.

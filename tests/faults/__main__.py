@@ -78,6 +78,7 @@ def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
                 report.append(line)
                 mark = "BROKEN" if line["broken"] else "held"
                 print(f"{lane} {line['round']}: {mark} in {line['seconds']} s: {', '.join(line['faults'])}", flush=True)
+                print(*line["broken"], sep="\n", flush=True)
         return report
 
 

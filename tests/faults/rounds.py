@@ -14,6 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, InterfaceError, connection
+from django.utils import timezone
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard.exceptions import EnqueueError, TaskConflict, TaskNotRetryable, WorkerLost
@@ -65,7 +66,7 @@ class Round:
         rested = self._come_to_rest()
         self._end()
         found = check(self.launched, self.deleted, ledger.read(self.ledger))
-        return found if rested else [f"not at rest after {REST_WITHIN} s", *found]
+        return found if rested else [*self._restless(), *found]
 
     @staticmethod
     def _shuffled(*parts: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
@@ -142,6 +143,16 @@ class Round:
     def _run_one(self) -> None:
         for name in ActiveTask.objects.waiting().values_list("task_name", flat=True)[:1]:
             self.manager.run_task_now(name, user=self.user)
+
+    @staticmethod
+    def _restless() -> list[str]:
+        now = timezone.now()
+        return [
+            f"not at rest after {REST_WITHIN} s: {active.task_name} is {active.state}, attempt {active.attempt},"
+            f" heartbeat {active.heartbeat_at}, next run {active.next_run_at}, queued {active.queued_at},"
+            f" message {active.queue_receipt}, now {now}"
+            for active in ActiveTask.objects.tasks()
+        ] or [f"not at rest after {REST_WITHIN} s, but soon after that"]
 
     # Before and after
 
