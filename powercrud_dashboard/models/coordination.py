@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.conf import settings
-from django.db import connections, models, router, transaction
+from django.db import OperationalError, connections, models, router, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -362,7 +362,11 @@ def coordination_db() -> str:
 
 @contextmanager
 def write_transaction() -> Iterator[None]:
-    """An atomic block on the coordination database that is ready to write from its start."""
+    """An atomic block on the coordination database that is ready to write from its start.
+
+    Raises:
+        OperationalError: at its end, if it can't be committed.
+    """
     using = coordination_db()
     connection = connections[using]
     token = None if connection.in_atomic_block else _own_transaction.set(True)
@@ -370,6 +374,10 @@ def write_transaction() -> Iterator[None]:
         with transaction.atomic(using=using):
             _take_sqlites_write_lock(connection)
             yield
+            if connection.needs_rollback:
+                # A part of it has failed so that nothing of it can be kept, as when the connection was lost, and
+                # whoever caught that error went on. Django would undo all the rest without a word.
+                raise OperationalError("The transaction could not be completed, and was undone.")
     finally:
         if token is not None:
             _own_transaction.reset(token)

@@ -109,10 +109,17 @@ def run_lane(lane: str, rounds: int, seed: int) -> int:
                 deck += random.sample(possible, len(possible))
             faults = [deck.pop(0) for _ in range(min(AT_ONCE, len(deck)))]
             began = time.monotonic()
-            broken = Round(world, number, faults).run()
+            this_round = Round(world, number, faults)
+            broken = this_round.run()
             set_clock(0)
-            names = [fault.name for fault in faults]
-            line = {"lane": lane, "round": number, "faults": names, "broken": broken, "ended": _ends()}
+            line = {
+                "lane": lane,
+                "round": number,
+                "faults": [fault.name for fault in faults],
+                "broken": broken,
+                "ended": _ends(),
+                "restarted": this_round.was_restarted,
+            }
             print(json.dumps({**line, "seconds": round(time.monotonic() - began, 1)}), flush=True)
     return 0
 
@@ -136,16 +143,21 @@ def summary(lines: list[dict]) -> str:
     """Return the table: each fault, in how many rounds it was, how their tasks ended, what was broken."""
     rounds: Counter[str] = Counter()
     broken: Counter[str] = Counter()
+    restarted: Counter[str] = Counter()
     ends: dict[str, Counter[str]] = {}
     for line in lines:
         for fault in line["faults"]:
             rounds[fault] += 1
             broken[fault] += len(line["broken"])
+            restarted[fault] += line["restarted"]
             ends.setdefault(fault, Counter()).update(line["ended"])
-    rows = ["| fault | rounds | how the tasks of these rounds ended | broken |", "| --- | --- | --- | --- |"]
+    rows = [
+        "| fault | rounds | how the tasks of these rounds ended | clusters restarted by hand | invariants broken |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for fault in sorted(rounds):
         seen = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in ends[fault].most_common())
-        rows.append(f"| {fault} | {rounds[fault]} | {seen} | {broken[fault]} |")
+        rows.append(f"| {fault} | {rounds[fault]} | {seen} | {restarted[fault]} | {broken[fault]} |")
     return "\n".join(rows) + "\n"
 
 

@@ -29,6 +29,9 @@ from tests.faults.world import World
 #: Seconds after which a round that has not come to rest is broken.
 REST_WITHIN = 90
 
+#: Seconds without any change after which a person restarts the clusters.
+STALLED_AFTER = 25
+
 #: Tasks that each round has beside those of its faults.
 TASKS = 10
 OBJECTS = [str(number) for number in range(16)]
@@ -51,6 +54,7 @@ class Round:
     def __post_init__(self) -> None:
         self.ledger = Path(settings.STATE_DIR) / f"ledger-{self.number}"
         self.user: Any = None
+        self.was_restarted = False
 
     def run(self) -> list[str]:
         """Return what does not hold; nothing if all is well."""
@@ -168,9 +172,17 @@ class Round:
     def _come_to_rest(self) -> bool:
         """Clean up as a schedule does, with clusters that are replaced where they are gone, until no task is left."""
         deadline = time.monotonic() + REST_WITHIN
+        changed_at, before = time.monotonic(), None
         while time.monotonic() < deadline:
             crash_nowhere()
             try:
+                now = set(ActiveTask.objects.tasks().values_list("task_name", "state", "attempt"))
+                if now != before:
+                    changed_at, before = time.monotonic(), now
+                elif time.monotonic() - changed_at > STALLED_AFTER:
+                    self._restart_by_hand()
+                    changed_at = time.monotonic()
+
                 self.world.see_to_it_that_one_runs()
                 self.manager.cleanup_completed_tasks()
                 if not ActiveTask.objects.tasks().exists():
@@ -179,6 +191,15 @@ class Round:
                 connection.close()
             time.sleep(0.2)
         return False
+
+    def _restart_by_hand(self) -> None:
+        """Do what a person does who sees that the queue does not move.
+
+        A process that is killed while it holds the lock of a cluster's queue in memory has the others wait for ever.
+        """
+        self.was_restarted = True
+        self.world.kill_clusters()
+        self.world.start_cluster()
 
     def _end(self) -> None:
         self.is_over.set()

@@ -117,6 +117,10 @@ class World:
         if not self.clusters:
             self.start_cluster()
 
+    def kill_clusters(self) -> None:
+        while self.clusters:
+            self.clusters.pop().kill_all()
+
     def stop_clusters(self) -> None:
         while self.clusters:
             self.clusters.pop().stop()

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 from django.core.management import call_command
+from django.db import DatabaseError, connection
 
-from powercrud_dashboard import signals
+from powercrud_dashboard import lifecycle, signals
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager, to_json
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from powercrud_dashboard.worker.task import claim
 from tests.testapp import tasks
 from tests.testapp.models import Project
 
@@ -201,3 +203,36 @@ def test_objects_of_a_big_task_are_limited_and_its_count_is_exact(settings, mana
 
 def test_migrations_are_complete():
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+
+
+class CutOffManager(DashboardAsyncManager):
+    """The database closes its connection while an event is written."""
+
+    cut_off_at = ""
+
+    def record_lifecycle_event(self, event, task_name, payload):
+        if event == self.cut_off_at:
+            connection.connection.close()
+        super().record_lifecycle_event(event, task_name, payload)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("event", ["create", "start", "complete"])
+def test_a_connection_that_is_lost_on_the_way_is_no_success(monkeypatch, event):
+    manager = CutOffManager()
+    name = "cut-off"
+    steps = {
+        "create": lambda: manager.launch_async_task(ADD, 1, task_key=name),
+        "start": lambda: claim(manager, name),
+        "complete": lambda: lifecycle.end(manager, ActiveTask.objects.running().get(), "complete", result=1),
+    }
+    for step in steps:
+        monkeypatch.setattr(CutOffManager, "cut_off_at", event if step == event else "")
+        if step == event:
+            before = list(ActiveTask.objects.values_list("state", "attempt"))
+            with pytest.raises(DatabaseError):
+                steps[step]()
+            connection.close()
+            assert list(ActiveTask.objects.values_list("state", "attempt")) == before
+            return
+        steps[step]()
