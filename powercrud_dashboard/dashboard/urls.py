@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib.admin import AdminSite
-from django.urls import URLPattern, path
+from django.contrib.admin.utils import quote, unquote
+from django.urls import URLPattern, path, register_converter
+from django.urls.converters import StringConverter
 
 from powercrud_dashboard.dashboard.views.bulk import BulkActionView
 from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
@@ -24,6 +26,19 @@ from powercrud_dashboard.dashboard.views.run_now import RunNowView
 from powercrud_dashboard.dashboard.views.schedule import ScheduleActionView
 from powercrud_dashboard.dashboard.views.task import TaskView
 from powercrud_dashboard.dashboard.views.tasks import TaskListView
+
+
+class NameConverter(StringConverter):
+    """A name that people have given, with slashes and all, in the way of the admin's own keys."""
+
+    def to_python(self, value: str) -> str:
+        return unquote(value)
+
+    def to_url(self, value: str) -> str:
+        return quote(value)
+
+
+register_converter(NameConverter, "pcrud_name")
 
 #: The names are those of a ``ModelAdmin``, so that the admin's own links lead to these pages.
 URL_NAME = "powercrud_dashboard_taskrecord_{}"
@@ -49,8 +64,8 @@ def dashboard_urls(
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
-        ("groups/<str:group>/", GroupView, "group"),
-        ("groups/<str:group>/<slug:action>/", GroupActionView, "group_action"),
+        ("groups/<pcrud_name:group>/", GroupView, "group"),
+        ("groups/<pcrud_name:group>/<slug:action>/", GroupActionView, "group_action"),
         ("<int:pk>/files/<int:file_pk>/", DownloadView, "download"),
         ("<int:pk>/retry-objects/", RetryObjectsView, "retry_objects"),
         ("<int:pk>/change/", TaskView, "change"),

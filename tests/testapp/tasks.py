@@ -174,3 +174,12 @@ def save_through_admin(pk: int, user_pk: int) -> None:
     project = SpecialProject.objects.get(pk=pk)
     project.name = "saved"
     admin.site.get_model_admin(SpecialProject).save_model(HttpRequest(), project, None, True)
+
+
+def fail_with_a_secret(secret: str) -> None:
+    password = secret  # noqa: F841 - a local variable, as a debugger's traceback would show it
+    raise ValueError("no details")
+
+
+def return_much(size: int) -> str:
+    return "x" * size
