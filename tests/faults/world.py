@@ -35,17 +35,18 @@ class Cluster:
         wait_until(lambda: len(self.parts) >= settings.Q_CLUSTER["workers"] + 2, "the cluster has its processes")
 
     @property
-    def sentinel(self) -> int:
-        return next(iter(_children(self.process.pid)), 0)
+    def sentinel(self) -> int | None:
+        return next(iter(_children(self.process.pid)), None)
 
     @property
     def parts(self) -> list[int]:
         """The sentinel's children in the order of their start: the workers, the monitor, the pusher, as a rule."""
-        return _children(self.sentinel) if self.sentinel else []
+        return _children(self.sentinel) if self.sentinel is not None else []
 
-    def kill(self, pid: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    def kill(self, pid: int | None) -> None:
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kill_all(self) -> None:
         self._signal_all(signal.SIGKILL)
@@ -111,7 +112,7 @@ class World:
     def see_to_it_that_one_runs(self) -> None:
         """Replace clusters of which something is missing for good, as a service manager does."""
         for cluster in [*self.clusters]:
-            if cluster.process.poll() is not None or not cluster.sentinel:
+            if cluster.process.poll() is not None or cluster.sentinel is None:
                 cluster.kill_all()
                 self.clusters.remove(cluster)
         if not self.clusters:
