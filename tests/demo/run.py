@@ -27,7 +27,9 @@ def main() -> None:
     manage("load_inventory")
     manage("pcrud_schedule_cleanup")
     port = int(os.environ.get("PORT", 0)) or free_port()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also where it was started in the background, which shells do with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with Processes() as processes:
         started = [
             processes.start("qcluster"),
