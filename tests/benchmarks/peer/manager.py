@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+from powercrud.async_dashboard import ModelTrackingAsyncManager
+
+
+class PeerManager(ModelTrackingAsyncManager):
+    record_model_path = "peer.PeerRecord"
