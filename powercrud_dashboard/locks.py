@@ -59,10 +59,11 @@ def held_ids(conflict_ids: ConflictIds) -> set[Hashable]:
     held: set[Hashable] = set()
     for label, values in conflict_ids.items():
         model_label, originals = _by_key(label, values)
-        for lock in ConflictLock.objects.all().held_among({model_label: originals}):
-            # A lock on the whole model is one on each object; who asks for the whole model meets any lock.
-            everything = lock.object_id == WHOLE_MODEL or WHOLE_MODEL in originals
-            held.update(originals.values() if everything else [originals[lock.object_id]])
+        for locks in ConflictLock.objects.all().in_the_way_of({model_label: originals}):
+            for object_id in locks.values_list("object_id", flat=True):
+                # A lock on the whole model is one on each object; who asks for the whole model meets any lock.
+                everything = object_id == WHOLE_MODEL or WHOLE_MODEL in originals
+                held.update(originals.values() if everything else [originals[object_id]])
     return held
 
 
@@ -117,6 +118,10 @@ def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int]
     """
     own = {holder.pk, *from_reservations}
     _serialise(keys)
+    is_about_all = any(WHOLE_MODEL in object_ids for object_ids in keys.values())
+    if not is_about_all and ConflictLock.objects.all().insert_free(keys, holder):
+        ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
+        return
     for _attempt in range(TAKE_ATTEMPTS):
         held = ConflictLock.objects.all().held_among(keys)
         others = [lock for lock in held if lock.active_task_id not in own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.conf import settings
 from django.db import OperationalError, connections, models, router, transaction
 from django.db.models import F, Q
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -290,6 +292,10 @@ class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
         ``keys`` maps a normalised model label to object ids as text.
         """
         for model_label, object_ids in keys.items():
+            rows = one_column(list(object_ids), using=self.db)
+            if rows is not None:
+                yield self.filter(model_label=model_label, object_id__in=rows)
+                continue
             for chunk in in_chunks(object_ids, using=self.db):
                 yield self.filter(model_label=model_label, object_id__in=chunk)
 
@@ -299,14 +305,43 @@ class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
         Who wants all of a model meets each lock on one of its objects; of those the first are returned.
         """
         found: list[ConflictLock] = []
+        for locks in self.in_the_way_of(keys):
+            found += locks.select_related("active_task")
+        return found
+
+    def in_the_way_of(self, keys: Mapping[str, Iterable[str]]) -> Iterator[ConflictLockQuerySet]:
+        """The locks that lie on the wanted objects, or on all of their model, as querysets."""
         for model_label, object_ids in keys.items():
             wanted = list(object_ids)
             if WHOLE_MODEL in wanted:
-                found += self.filter(model_label=model_label).select_related("active_task")[:MET_AT_MOST]
-                continue
-            for locks in self.on_objects({model_label: [*wanted, WHOLE_MODEL]}):
-                found += locks.select_related("active_task")
-        return found
+                yield self.filter(model_label=model_label)[:MET_AT_MOST]
+            else:
+                yield from self.on_objects({model_label: [*wanted, WHOLE_MODEL]})
+
+    def insert_free(self, keys: Mapping[str, list[str]], holder: ActiveTask) -> bool:
+        """Lock those of the objects that are free, in one statement for each model. Return whether these were all.
+
+        On a database whose words for it are not known here nothing is done, and False returned.
+        """
+        connection = connections[self.db]
+        rows = {"sqlite": "SELECT value AS id FROM json_each(%s)", "postgresql": "SELECT unnest(%s::text[]) AS id"}
+        if connection.vendor not in rows:
+            return False
+        table = self.model._meta.db_table
+        statement = f"""
+            INSERT INTO {table} (model_label, object_id, active_task_id, locked_at)
+            SELECT %s, wanted.id, %s, %s FROM ({rows[connection.vendor]}) AS wanted
+            WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE model_label = %s AND object_id = %s)
+            ON CONFLICT DO NOTHING
+        """  # noqa: S608 - names of our own table
+        now = connection.ops.adapt_datetimefield_value(timezone.now())
+        inserted = 0
+        with connection.cursor() as cursor:
+            for model_label, object_ids in keys.items():
+                wanted = _one_parameter(object_ids, connection)
+                cursor.execute(statement, [model_label, holder.pk, now, wanted, model_label, WHOLE_MODEL])
+                inserted += cursor.rowcount
+        return inserted == sum(map(len, keys.values()))
 
     def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> int:
         """Make the locks this holder's. Return how many there still were."""
@@ -393,6 +428,20 @@ def _take_sqlites_write_lock(connection: Any) -> None:
         # A deferred SQLite transaction that reads first can't wait for the write lock later: it fails
         # at once with "database is locked". An update of no row takes the lock, and waits for it.
         ActiveTask.objects.using(connection.alias).filter(pk=0).update(attempt=0)
+
+
+def one_column(values: list[str], *, using: str) -> RawSQL | None:
+    """Return a query of these texts that is one parameter, however many they are; None where that is not known how."""
+    connection = connections[using]
+    if connection.vendor == "sqlite":
+        return RawSQL("SELECT value FROM json_each(%s)", [_one_parameter(values, connection)])
+    if connection.vendor == "postgresql":
+        return RawSQL("SELECT unnest(%s::text[])", [_one_parameter(values, connection)])
+    return None
+
+
+def _one_parameter(values: list[str], connection: Any) -> Any:
+    return json.dumps(values) if connection.vendor == "sqlite" else values
 
 
 def in_chunks(items: Iterable[Item], *, using: str) -> Iterator[list[Item]]:
