@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-check test lint unit services faults messages screenshots clean
+.PHONY: help demo demo-check test lint unit services faults bench messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
 	@echo "make test         lint, types, layers, migrations, the whole test suite"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
+	@echo "make bench        how fast it is, beside the peer and bare django-q2"
 	@echo "make messages     the catalogues, after a change of texts"
 	@echo "make screenshots  the documentation's pictures"
 
@@ -27,7 +28,9 @@ demo: $(INSTALLED)
 demo-check: $(INSTALLED)
 	@$(BIN)/python -m tests.demo.check
 
-test: lint unit services
+# The two databases at the same time: the tests wait for processes more than they compute.
+test: lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit services
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,6 +50,16 @@ services: $(INSTALLED)
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),200)
+
+# The peer needs Python 3.12 or newer; an environment of its own keeps it out of the tests.
+BENCH_PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || PYENV_VERSION=$$(pyenv latest 3.13) pyenv which python)
+BENCH := .venv-bench
+
+bench:
+	@test -x $(BENCH)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH)/bin/python -m pip install --quiet --editable . --group bench
+	$(BENCH)/bin/python -m tests.benchmarks.bench
 
 # The pictures in docs/images, anew. Needs Chromium.
 screenshots: $(INSTALLED)

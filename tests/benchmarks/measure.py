@@ -30,7 +30,7 @@ LIST = "/admin/powercrud_dashboard/taskrecord/"
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], help="names of measurements, such as locks")
     options = parser.parse_args()
     from django.conf import settings
 
@@ -44,10 +44,19 @@ def main() -> None:
             servers.enter_context(services.redis(settings.REDIS_SOCKET))
         django.setup()
         _prepare()
-        wanted = [launches, locks, many_locks, reports, throughput]
+        wanted: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+            "launches": launches,
+            "locks": locks,
+            "many_locks": many_locks,
+            "reports": reports,
+            "throughput": throughput,
+        }
         if settings.ENVIRONMENT != "postgresql-redis":
-            wanted += [lambda: pages(options.records), lambda: large_launch(options.records)]
-        for measure in wanted:
+            wanted["pages"] = lambda: pages(options.records)
+            wanted["large_launch"] = lambda: large_launch(options.records)
+        for name, measure in wanted.items():
+            if options.only and name not in options.only:
+                continue
             for line in measure():
                 _say(f"{settings.ENVIRONMENT}: {line['what']}")
                 print(json.dumps({"environment": settings.ENVIRONMENT, **line}), flush=True)

@@ -1,0 +1,93 @@
+"""Measure this package, the peer and bare django-q2 in one run, on each environment, and print the table.
+
+python -m tests.benchmarks.bench                      all of it, as ``make bench`` does
+python -m tests.benchmarks.bench --on sqlite --only locks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENTS = ("sqlite", "postgresql", "postgresql-redis")
+SCALE = {"ms": 1_000, "µs": 1_000_000}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure this package beside its peer and bare django-q2.")
+    parser.add_argument("--records", type=int, default=1_000_000, help="in the task list")
+    parser.add_argument("--on", nargs="*", choices=ENVIRONMENTS, default=list(ENVIRONMENTS))
+    parser.add_argument("--only", nargs="*", default=[], help="names of measurements, such as locks")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    options = parser.parse_args()
+    began = time.monotonic()
+    lines = [line for name in options.on for line in _measure(name, options.records, options.only)]
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {time.monotonic() - began:.0f} s\n")
+    print(table(lines))
+    if options.json:
+        options.json.write_text(json.dumps(lines, indent=1))
+    return 0
+
+
+def _measure(environment: str, records: int, only: list[str]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="pcrud-bench-", ignore_cleanup_errors=True) as state:
+        # The directory above a PostgreSQL socket lets the server through.
+        Path(state).chmod(0o755)
+        own = {
+            "PCRUD_BENCH_ON": environment,
+            "PCRUD_TEST_STATE": state,
+            "DJANGO_SETTINGS_MODULE": "tests.settings.benchmark",
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure", "--records", str(records)]
+        command += ["--only", *only] if only else []
+        done = subprocess.run(command, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the medians, each with its spread, and how ours compares, as Markdown."""
+    rows = ["| work | on | medians (least to most) | ratios |", "| --- | --- | --- | --- |"]
+    for line in lines:
+        scale, unit = SCALE[line["unit"]], line["unit"]
+        medians = "; ".join(
+            f"{name} {_number(it['median'] * scale)} {unit} ({_number(it['least'] * scale)} to {_number(it['most'] * scale)})"
+            for name, it in line["timings"].items()
+        )
+        facts = {name: value for name, value in line.items() if name in ("queries", "peak_megabytes")}
+        more = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in facts.items())
+        rows.append(f"| {line['what']} | {line['environment']} | {medians}{more} | {_ratios(line['timings'])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _ratios(timings: dict[str, dict[str, float]]) -> str:
+    """Say how many times the first of a pair takes as long as the other."""
+    pairs = (
+        ("ours", "bare"),
+        ("peer", "bare"),
+        ("peer", "ours"),
+        ("tracked", "generator"),
+        ("ours", "ours, 1,000"),
+        ("ours, 100,000", "ours, 10,000"),
+        ("full page", "unchanged refresh"),
+    )
+    return ", ".join(
+        f"{one} / {other} {_number(timings[one]['median'] / timings[other]['median'])}"
+        for one, other in pairs
+        if one in timings and other in timings
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
