@@ -56,6 +56,9 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it, if it does not run, and wait until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
         self._process = subprocess.Popen(self._command, **self._run)
         wait_until(self._is_up, f"{self._command[0]} is up")
 

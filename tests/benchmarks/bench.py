@@ -57,14 +57,16 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows = ["| work | on | medians (least to most) | ratios |", "| --- | --- | --- | --- |"]
     for line in lines:
         scale, unit = SCALE[line["unit"]], line["unit"]
-        medians = "; ".join(
-            f"{name} {_number(it['median'] * scale)} {unit} ({_number(it['least'] * scale)} to {_number(it['most'] * scale)})"
-            for name, it in line["timings"].items()
-        )
+        medians = "; ".join(f"{name} {_spread(it, scale, unit)}" for name, it in line["timings"].items())
         facts = {name: value for name, value in line.items() if name in ("queries", "peak_megabytes")}
         more = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in facts.items())
         rows.append(f"| {line['what']} | {line['environment']} | {medians}{more} | {_ratios(line['timings'])} |")
     return "\n".join(rows) + "\n"
+
+
+def _spread(timing: dict[str, float], scale: int, unit: str) -> str:
+    median, least, most = (_number(timing[name] * scale) for name in ("median", "least", "most"))
+    return f"{median} {unit} ({least} to {most})"
 
 
 def _ratios(timings: dict[str, dict[str, float]]) -> str:

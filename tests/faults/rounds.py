@@ -162,6 +162,7 @@ class Round:
 
     def _begin(self) -> None:
         crash_nowhere()
+        self.world.start_servers()
         self.world.options.clear()
         ConflictLock.objects.all().delete()
         ActiveTask.objects.all().delete()

@@ -118,6 +118,12 @@ class World:
         if not self.clusters:
             self.start_cluster()
 
+    def start_servers(self) -> None:
+        """Start those servers that a fault has left stopped."""
+        for server in (self.database, self.redis):
+            if server is not None:
+                server.start()
+
     def kill_clusters(self) -> None:
         while self.clusters:
             self.clusters.pop().kill_all()
