@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
+from django_q.brokers.orm import ORM
 from django_q.models import OrmQ
 
 from powercrud_dashboard import cleanup
@@ -221,6 +222,24 @@ def test_a_lost_worker_is_covered_if_the_policy_says_so(manager, record_of):
     assert set(manager.cleanup_completed_tasks()["cleaned"]) == {covered, not_covered}
     assert (record_of(covered).status, record_of(not_covered).status) == ("pending", "failed")
     assert ConflictLock.objects.get().active_task.task_name == covered
+
+
+def test_a_broker_that_does_not_take_it_is_covered_as_well(manager, record_of, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(ORM, "enqueue", lambda broker, message: (_ for _ in ()).throw(ConnectionError("refused")))
+        name = manager.launch_async_task(tasks.add, 1, max_retries=2, retry_on=[EnqueueError], conflict_ids=IDS)
+        assert waits(name)
+        make_due(name)
+        AsyncManager.send_due_tasks()
+        assert waits(name)
+        with pytest.raises(EnqueueError):
+            manager.launch_async_task(tasks.add, 1, max_retries=2)
+    assert ConflictLock.objects.get().active_task.task_name == name
+    make_due(name)
+    AsyncManager.send_due_tasks()
+    work_off()
+    assert record_of(name).status == "success"
+    assert record_of(name).events.filter(event="retry").count() == 2
 
 
 def test_django_q2s_row_of_the_try_before_does_not_end_it(manager):
