@@ -40,7 +40,8 @@ def main() -> int:
 
 def run_lanes(lanes: list[str], rounds: int, seed: int, markdown: Path | None) -> int:
     print(f"{rounds} rounds on {', '.join(lanes)}; seed {seed}", flush=True)
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    # Rounds wait more than they compute.
+    with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
         shares = [rounds // len(lanes) + (number < rounds % len(lanes)) for number in range(len(lanes))]
         reports = list(pool.map(lambda lane, share: _in_its_own_process(lane, share, seed), lanes, shares))
     table = summary([line for report in reports for line in report])
