@@ -40,7 +40,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings.sqlite
 
 unit: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(ARGS)
 
 # The same promises on the other database and the other broker.
 services: $(INSTALLED)

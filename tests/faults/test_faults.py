@@ -10,7 +10,7 @@ from django.conf import settings
 
 from tests.conftest import POSTGRESQL, REDIS
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 ROUNDS = 2
 
