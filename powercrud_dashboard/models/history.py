@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser, AnonymousUser
 
 
+#: Events that are committed while later ones, with higher keys, already are.
+COMMITTED_OUT_OF_ORDER = 20
+
+
 class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
     def queued(self) -> TaskRecordQuerySet:
         return self.filter(status=TaskStatus.PENDING)
@@ -262,9 +266,13 @@ class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
     def of_task(self, task_name: str) -> TaskEventQuerySet:
         return self.filter(record__task_name=task_name)
 
-    def newest_pk(self) -> int | None:
-        """Return the key of the last event of all: another one says that something has happened."""
-        return self.order_by("-pk").values_list("pk", flat=True).first()
+    def newest_state(self) -> str:
+        """Return a text that differs when something has happened.
+
+        It tells of the newest few events, as one may be committed after others with higher keys.
+        """
+        newest = list(self.order_by("-pk").values_list("pk", flat=True)[:COMMITTED_OUT_OF_ORDER])
+        return f"{newest[0]}-{sum(newest[0] - pk for pk in newest)}" if newest else ""
 
 
 class TaskEvent(models.Model):

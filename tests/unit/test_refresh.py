@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from powercrud_dashboard.dashboard.views import failures as failures_view
 from powercrud_dashboard.dashboard.views import tasks as tasks_view
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp import tasks
@@ -21,9 +22,9 @@ LIST = "/admin/powercrud_dashboard/taskrecord/"
 class OpenList:
     """The list in somebody's browser: it sends what it shows when it asks for news."""
 
-    def __init__(self, client: Any, **parameters: str) -> None:
-        self.client, self.parameters = client, parameters
-        self.part = client.get(LIST, parameters).content.decode()
+    def __init__(self, client: Any, page: str = "", **parameters: str) -> None:
+        self.client, self.address, self.parameters = client, f"{LIST}{page}", parameters
+        self.part = client.get(self.address, parameters).content.decode()
 
     def shown(self, name: str) -> str:
         found = re.search(rf'data-pcrud-{name}="([^"]*)"', self.part)
@@ -32,7 +33,7 @@ class OpenList:
 
     def refresh(self, **headers: str) -> Any:
         response = self.client.get(
-            LIST,
+            self.address,
             self.parameters,
             headers={
                 "HX-Request": "true",
@@ -98,6 +99,49 @@ def test_a_changed_list_is_sent(boss, manager, record_of, change):
         record_of(name).delete()
     assert open_list.refresh().status_code == 200
     assert len(open_list.labels) == {"launch": 2, "cancel": 1, "delete": 0}[change]
+
+
+def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, record_of, monkeypatch):
+    name = manager.launch_async_task(tasks.add, 1)
+    made = tasks_view.live_tasks
+
+    def cancelled_meanwhile(records):
+        manager.cancel_task(name)
+        return made(records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks_view, "live_tasks", cancelled_meanwhile)
+        open_list = OpenList(boss, status="cancelled")
+    assert open_list.refresh().status_code == 200
+    assert len(open_list.labels) == 1
+
+
+def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager, monkeypatch):
+    grouped = failures_view.actions_for
+
+    def failed_meanwhile(user):
+        with pytest.raises(ValueError):
+            manager.launch_async_task(tasks.fail, sync=True)
+        return grouped(user)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failures_view, "actions_for", failed_meanwhile)
+        open_page = OpenList(boss, "failures/")
+    assert open_page.refresh().status_code == 200
+    assert "ValueError" in open_page.part
+
+
+def test_an_event_that_is_committed_after_later_ones_is_sent(boss, manager, record_of):
+    record = record_of(run(manager, "First"))
+    last = record.events.latest("pk")
+    late = last.pk
+    last.pk += 1
+    last.save(force_insert=True)
+    record.events.filter(pk=late).delete()
+    open_list = OpenList(boss)
+    assert open_list.refresh().status_code == 204
+    record.events.create(pk=late, event="log")
+    assert open_list.refresh().status_code == 200
 
 
 @pytest.mark.parametrize(("sync", "seconds"), [(False, 10), (True, 60)])

@@ -30,6 +30,8 @@ class FailuresView(RefreshingPageView):
         return Triage(self.request.GET, self.request.user)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        # Before the groups: what happens between the two is then still news.
+        state = self.current_state()
         triage = self.triage
         return super().get_context_data(
             title=_("Failures"),
@@ -45,12 +47,12 @@ class FailuresView(RefreshingPageView):
                 request=self.request,
             ),
             considered=Count(CONSIDERED),
-            state=self.current_state(),
+            state=state,
             **kwargs,
         )
 
     def current_state(self) -> str:
-        return f"{TaskEvent.objects.all().newest_pk()}.{int(time.time() // STALE_AFTER)}"
+        return f"{TaskEvent.objects.all().newest_state()}.{int(time.time() // STALE_AFTER)}"
 
     def _function_url(self, group: FailureGroup) -> str:
         """Return the address of this page with failures of that function only."""

@@ -54,6 +54,8 @@ class TaskListView(RefreshingPageView):
         return Listing(self.request.GET, self.request.user)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        # Before the rows: what happens between the two is then still news.
+        happened, running = TaskEvent.objects.all().newest_state(), running_state()
         listing, user = self.listing, self.request.user
         matching = listing.counts[listing.status]
         # Rows that are ticked stay where they are; new ones are announced above them.
@@ -93,7 +95,7 @@ class TaskListView(RefreshingPageView):
             newest=newest,
             newer=newer,
             newer_words=f"{NEWER_AT_MOST}+" if newer > NEWER_AT_MOST else str(newer),
-            state=self._state(flags),
+            state=self._state(flags, happened, running),
             no_cluster_runs=queueing.no_cluster_runs(),
             models=self._model_labels(),
             **kwargs,
@@ -101,16 +103,16 @@ class TaskListView(RefreshingPageView):
 
     def current_state(self) -> str:
         """Return what the state of the shown list would be now, at the cost of two queries."""
-        flags, __, __ = self.shown_state.partition(".")
-        return self._state(flags.removesuffix(_HELD))
+        shown, __, __ = self.shown_state.partition(".")
+        flags = shown.removesuffix(_HELD)
+        happened = TaskEvent.objects.all().newest_state()
+        return self._state(flags, happened, running_state() if _RUNNING in flags else "")
 
-    def _state(self, flags: str) -> str:
+    def _state(self, flags: str, happened: str, running: str) -> str:
         """Return a text that differs when a list with such rows (``flags``) may have changed."""
         seconds = STALE_AFTER_WITH_UNFINISHED if flags else STALE_AFTER
-        last_event = TaskEvent.objects.all().newest_pk()
-        running = running_state() if _RUNNING in flags else ""
         held = _HELD if self.is_held else ""
-        return f"{flags}{held}.{int(time.time() // seconds)}.{last_event}.{running}"
+        return f"{flags}{held}.{int(time.time() // seconds)}.{happened}.{running if _RUNNING in flags else ''}"
 
     def _newest(self, records: list[TaskRecord], held_at: str) -> tuple[str, int]:
         """Return the place of the list's first task as the person knows it, and how many came since."""
