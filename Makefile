@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Side by side, as tests wait for processes more than they compute.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help demo demo-check test lint unit services faults bench messages screenshots clean
 
@@ -28,7 +30,7 @@ demo: $(INSTALLED)
 demo-check: $(INSTALLED)
 	@$(BIN)/python -m tests.demo.check
 
-# The two databases at the same time: the tests wait for processes more than they compute.
+# The two databases at the same time.
 test: lint
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit services
 
@@ -40,12 +42,12 @@ lint: $(INSTALLED)
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings.sqlite
 
 unit: $(INSTALLED)
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # The same promises on the other database and the other broker.
 services: $(INSTALLED)
-	$(BIN)/pytest --ds tests.settings.postgresql -m "not markup"
-	$(BIN)/pytest --ds tests.settings.postgresql_redis -m cluster
+	$(PYTEST) --ds tests.settings.postgresql -m "not markup"
+	$(PYTEST) --ds tests.settings.postgresql_redis -m cluster
 
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
 from django.test import Client
+from django_q.brokers import get_broker
 
 from powercrud_dashboard import queueing
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
@@ -129,7 +130,13 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(transactional_db: None) -> Iterator[Cluster]:
+def _empty_queue(transactional_db: None) -> None:
+    """Redis keeps what a killed cluster or a test without one has left in it."""
+    get_broker().delete_queue()
+
+
+@pytest.fixture
+def cluster(_empty_queue: None) -> Iterator[Cluster]:
     running = Cluster()
     try:
         yield running
@@ -139,7 +146,7 @@ def cluster(transactional_db: None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster_later(transactional_db: None) -> Iterator[Callable[[], Cluster]]:
+def cluster_later(_empty_queue: None) -> Iterator[Callable[[], Cluster]]:
     """Starts a cluster when the test calls it."""
     started: list[Cluster] = []
 

@@ -13,7 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 IN_CHECKOUT = Path(powercrud_dashboard.__file__).resolve().is_relative_to(ROOT)
 
 #: Shared by the test process and the clusters that it starts.
-STATE_DIR = Path(os.environ.setdefault("PCRUD_TEST_STATE", tempfile.mkdtemp(prefix="pcrud-test-")))
+STATE_DIR = Path(os.environ.get("PCRUD_TEST_STATE") or tempfile.mkdtemp(prefix="pcrud-test-"))
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and not STATE_DIR.name.endswith(f"-{worker}"):
+    # Of test processes side by side each has its own database, servers and clusters.
+    STATE_DIR = STATE_DIR.with_name(f"{STATE_DIR.name}-{worker}")
+    STATE_DIR.mkdir(exist_ok=True)
+os.environ["PCRUD_TEST_STATE"] = str(STATE_DIR)
 
 SECRET_KEY = "only for the tests"
 DEBUG = False

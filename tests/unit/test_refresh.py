@@ -116,6 +116,24 @@ def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, record_of
     assert len(open_list.labels) == 1
 
 
+def test_progress_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
+    name = manager.launch_async_task(tasks.add, 1)
+    ActiveTask.objects.all().claim_pending(name, host="here", pid=1)
+    TaskRecord.objects.all().record_start(name, attempt=1)
+    made = tasks_view.live_tasks
+
+    def before_progress(records):
+        live = made(records)
+        manager.update_progress(name, "Step 2/4")
+        return live
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks_view, "live_tasks", before_progress)
+        open_list = OpenList(boss)
+    assert open_list.refresh().status_code == 200
+    assert 'value="50"' in open_list.part
+
+
 def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager, monkeypatch):
     grouped = failures_view.actions_for
 

@@ -54,13 +54,15 @@ class TaskListView(RefreshingPageView):
         return Listing(self.request.GET, self.request.user)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        # Before the rows: what happens between the two is then still news.
-        happened, running = TaskEvent.objects.all().newest_state(), running_state()
+        # The state of things before the things themselves: what happens between the two is then still news.
+        happened = TaskEvent.objects.all().newest_state()
         listing, user = self.listing, self.request.user
         matching = listing.counts[listing.status]
         # Rows that are ticked stay where they are; new ones are announced above them.
         held_at = self.shown_newest if self.is_held and listing.is_first_page else ""
         page = listing.page(app_settings.DASHBOARD_PAGE_SIZE, start=held_at or None)
+        flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
+        state = self._state(flags, happened)
         newest, newer = self._newest(page.records, held_at)
         live = live_tasks(page.records)
         actions = actions_for(user)
@@ -76,7 +78,6 @@ class TaskListView(RefreshingPageView):
             is_actionable=bool(actions),
             request=self.request,
         )
-        flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
         return super().get_context_data(
             title=_("Background tasks"),
             is_task_list=True,
@@ -95,7 +96,7 @@ class TaskListView(RefreshingPageView):
             newest=newest,
             newer=newer,
             newer_words=f"{NEWER_AT_MOST}+" if newer > NEWER_AT_MOST else str(newer),
-            state=self._state(flags, happened, running),
+            state=state,
             no_cluster_runs=queueing.no_cluster_runs(),
             models=self._model_labels(),
             **kwargs,
@@ -104,15 +105,14 @@ class TaskListView(RefreshingPageView):
     def current_state(self) -> str:
         """Return what the state of the shown list would be now, at the cost of two queries."""
         shown, __, __ = self.shown_state.partition(".")
-        flags = shown.removesuffix(_HELD)
-        happened = TaskEvent.objects.all().newest_state()
-        return self._state(flags, happened, running_state() if _RUNNING in flags else "")
+        return self._state(shown.removesuffix(_HELD), TaskEvent.objects.all().newest_state())
 
-    def _state(self, flags: str, happened: str, running: str) -> str:
+    def _state(self, flags: str, happened: str) -> str:
         """Return a text that differs when a list with such rows (``flags``) may have changed."""
         seconds = STALE_AFTER_WITH_UNFINISHED if flags else STALE_AFTER
+        running = running_state() if _RUNNING in flags else ""
         held = _HELD if self.is_held else ""
-        return f"{flags}{held}.{int(time.time() // seconds)}.{happened}.{running if _RUNNING in flags else ''}"
+        return f"{flags}{held}.{int(time.time() // seconds)}.{happened}.{running}"
 
     def _newest(self, records: list[TaskRecord], held_at: str) -> tuple[str, int]:
         """Return the place of the list's first task as the person knows it, and how many came since."""
