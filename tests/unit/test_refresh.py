@@ -138,7 +138,7 @@ def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager, mon
     grouped = failures_view.actions_for
 
     def failed_meanwhile(user):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="it broke"):
             manager.launch_async_task(tasks.fail, sync=True)
         return grouped(user)
 
