@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENTS = ("sqlite", "postgresql", "postgresql-redis")
-SCALE = {"ms": 1_000, "µs": 1_000_000}
+SCALE = {"ms": 1_000, "µs": 1_000_000, "MB": 1e-6}
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _spread(timing: dict[str, float], scale: int, unit: str) -> str:
+def _spread(timing: dict[str, float], scale: float, unit: str) -> str:
     median, least, most = (_number(timing[name] * scale) for name in ("median", "least", "most"))
     return f"{median} {unit} ({least} to {most})"
 
@@ -79,6 +79,7 @@ def _ratios(timings: dict[str, dict[str, float]]) -> str:
         ("ours", "ours, 1,000"),
         ("ours, 100,000", "ours, 10,000"),
         ("full page", "unchanged refresh"),
+        ("beside it", "alone"),
     )
     return ", ".join(
         f"{one} / {other} {_number(timings[one]['median'] / timings[other]['median'])}"

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import django
+
+from tests.benchmarks import memory, pruning, visitors
+from tests.benchmarks.parts import cluster, empty_queue, line
 
 WORK = "tests.benchmarks.work"
 OURS = "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"
@@ -53,7 +53,10 @@ def main() -> None:
         }
         if settings.ENVIRONMENT != "postgresql-redis":
             wanted["pages"] = lambda: pages(options.records)
+            wanted["visitors"] = visitors.visitors
+            wanted["pruning"] = lambda: pruning.pruning(options.records)
             wanted["large_launch"] = lambda: large_launch(options.records)
+        wanted["memory"] = memory.memory
         for name, measure in wanted.items():
             if options.only and name not in options.only:
                 continue
@@ -82,28 +85,10 @@ def _prepare() -> None:
     User.objects.create_superuser("bench")
 
 
-def _line(what: str, unit: str, timings: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    return {"what": what, "unit": unit, "timings": {name: it.as_json() for name, it in timings.items()}, **facts}
-
-
 def _managers() -> tuple[Any, Any]:
     from django.utils.module_loading import import_string
 
     return import_string(OURS)(), import_string(PEER)()
-
-
-def _empty_queue() -> None:
-    from django.core.cache import cache
-    from django_q.brokers import get_broker
-    from django_q.models import Task
-
-    from powercrud_dashboard.models import ActiveTask, ConflictLock
-
-    get_broker().purge_queue()
-    ConflictLock.objects.all()._raw_delete("default")
-    ActiveTask.objects.all()._raw_delete("default")
-    Task.objects.all()._raw_delete("default")
-    cache.clear()
 
 
 def _launchers(manager: Any, peer: Any) -> dict[str, Callable[[], Any]]:
@@ -134,8 +119,8 @@ def launches() -> Iterator[dict[str, Any]]:
     for what, age in (("as Django connects", 0), ("with persistent connections", None)):
         connection.settings_dict["CONN_MAX_AGE"] = age
         connection.close()
-        timings = in_turn(many, rounds=9, before=_empty_queue, per=20)
-        yield _line(f"launch with record, {what}", "ms", timings, queries=queries)
+        timings = in_turn(many, rounds=9, before=empty_queue, per=20)
+        yield line(f"launch with record, {what}", "ms", timings, queries=queries)
 
 
 def locks() -> Iterator[dict[str, Any]]:
@@ -152,7 +137,7 @@ def locks() -> Iterator[dict[str, Any]]:
     taken: dict[str, dict[str, list[float]]] = {step: {"ours": [], "peer": []} for step in ("lock", "check", "release")}
     for _ in range(2):
         for name, who in (("ours", manager), ("peer", peer)):
-            _empty_queue()
+            empty_queue()
             for step, call in (
                 ("lock", lambda who=who: who.add_conflict_ids("bench", keys)),
                 ("check", lambda who=who: who.check_conflict(keys)),
@@ -163,7 +148,7 @@ def locks() -> Iterator[dict[str, Any]]:
                 taken[step][name].append(time.perf_counter() - start)
                 assert step == "release" or answer, (name, step)
     for step, times in taken.items():
-        yield _line(f"{step} 10,000 objects", "ms", {name: of(seconds) for name, seconds in times.items()})
+        yield line(f"{step} 10,000 objects", "ms", {name: of(seconds) for name, seconds in times.items()})
 
 
 def many_locks() -> Iterator[dict[str, Any]]:
@@ -178,29 +163,9 @@ def many_locks() -> Iterator[dict[str, Any]]:
             for name, ids in sizes.items()
         },
         rounds=3,
-        before=_empty_queue,
+        before=empty_queue,
     )
-    yield _line("lock ten times as many objects", "ms", timings)
-
-
-@contextmanager
-def _cluster(**environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "django", "qcluster"],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    yield line("lock ten times as many objects", "ms", timings)
 
 
 def _wait_for(task_name: str) -> Any:
@@ -222,7 +187,7 @@ def reports() -> Iterator[dict[str, Any]]:
 
     manager, peer = _managers()
     times: dict[str, list[float]] = {"ours": [], "peer": []}
-    with _cluster():
+    with cluster():
         for _ in range(3):
             ours = manager.launch_async_task(f"{WORK}.report", task_kwargs={"manager_class": OURS, "times": 20_000})
             times["ours"].append(_wait_for(ours))
@@ -232,10 +197,10 @@ def reports() -> Iterator[dict[str, Any]]:
             newest = Task.objects.filter(func__contains="report").exclude(name=ours).latest("stopped")
             times["peer"].append(newest.result)
             Task.objects.all().delete()
-        yield _line("one update_progress in a worker", "µs", {name: of(seconds) for name, seconds in times.items()})
+        yield line("one update_progress in a worker", "µs", {name: of(seconds) for name, seconds in times.items()})
         name = manager.launch_async_task(f"{WORK}.loops", 1_000_000, timeout=120)
         best = _wait_for(name)
-        yield _line("a loop over 1,000,000 items", "ms", {name: of([seconds]) for name, seconds in best.items()})
+        yield line("a loop over 1,000,000 items", "ms", {name: of([seconds]) for name, seconds in best.items()})
 
 
 def _wait_until_count(model: Any, **which: Any) -> None:
@@ -256,15 +221,15 @@ def throughput() -> Iterator[dict[str, Any]]:
     rates: dict[str, list[float]] = {"bare": [], "ours": [], "peer": []}
     for _ in range(3):
         for name, launch in _launchers(manager, peer).items():
-            _empty_queue()
+            empty_queue()
             for _number in range(count):
                 launch()
-            with _cluster():
+            with cluster():
                 wait_until(lambda: Task.objects.count() >= count, f"{count} tasks end ({name})", 120)
             stopped = sorted(Task.objects.values_list("stopped", flat=True))
             # From the first end to the last: a cluster's start is no part of it.
             rates[name].append((stopped[-1] - stopped[0]).total_seconds() / (count - 1))
-    yield _line("one task through a cluster", "ms", {name: of(seconds) for name, seconds in rates.items()})
+    yield line("one task through a cluster", "ms", {name: of(seconds) for name, seconds in rates.items()})
 
 
 def pages(records: int) -> Iterator[dict[str, Any]]:
@@ -291,7 +256,7 @@ def pages(records: int) -> Iterator[dict[str, Any]]:
         return ask
 
     def list_of(size: int) -> Any:
-        _empty_queue()
+        empty_queue()
         for model in (TaskEvent, TaskObject, TaskRecord, PeerRecord):
             if connection.vendor == "postgresql":
                 with connection.cursor() as cursor:
@@ -311,10 +276,10 @@ def pages(records: int) -> Iterator[dict[str, Any]]:
     small = in_turn({"ours, 1,000": get(LIST)}, rounds=15)
     list_of(records)
     both = in_turn({"ours": get(LIST), "peer": get("/admin/peer/peerrecord/")}, rounds=9)
-    yield _line(f"task list, first page, {records:,} records", "ms", {**both, **small})
+    yield line(f"task list, first page, {records:,} records", "ms", {**both, **small})
     slowest = in_turn({address or "/": get(LIST + address) for address in ADDRESSES}, rounds=3)
     worst = max(slowest, key=lambda address: slowest[address].median)
-    yield _line(
+    yield line(
         f"the slowest of {len(ADDRESSES)} tabs, filters and searches: {worst}",
         "ms",
         {"ours": slowest[worst], "peer": both["peer"]},
@@ -337,7 +302,7 @@ def _refreshes(client: Any, get: Callable[..., Callable[[], Any]]) -> Iterator[d
     assert refresh().status_code in (200, 204)
     status = refresh().status_code
     timings |= in_turn({"full page": get(LIST)}, rounds=9)
-    yield _line(f"a refresh with nothing new (answers {status})", "ms", timings)
+    yield line(f"a refresh with nothing new (answers {status})", "ms", timings)
 
 
 def _fill_peer(count: int) -> None:
@@ -374,15 +339,15 @@ def large_launch(records: int) -> Iterator[dict[str, Any]]:
     client.force_login(User.objects.get())
     chosen = {"action": "touch", "select_across": "1", "_selected_action": [PeerRecord.objects.latest("pk").pk]}
     client.get("/admin/peer/peerrecord/")
-    _empty_queue()
+    empty_queue()
     tracemalloc.start()
     start = time.perf_counter()
     assert client.post("/admin/peer/peerrecord/", chosen).status_code == 302
     seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1] / 1_000_000
     tracemalloc.stop()
-    yield _line(f"a launch on {records:,} selected rows", "ms", {"ours": of([seconds])}, peak_megabytes=round(peak, 1))
-    _empty_queue()
+    yield line(f"a launch on {records:,} selected rows", "ms", {"ours": of([seconds])}, peak_megabytes=round(peak, 1))
+    empty_queue()
 
 
 if __name__ == "__main__":

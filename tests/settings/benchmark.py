@@ -22,8 +22,12 @@ DATABASE_ROUTERS = []
 NOT_NEEDED = ("import_export", "django_object_actions", "tests.testapp")
 PEER = ["powercrud", "tests.benchmarks.peer"]
 OURS = "powercrud_dashboard"
-# Without this package, for what a worker of bare django-q2 takes.
-WITHOUT = (*NOT_NEEDED, *PEER, OURS) if os.environ.get("PCRUD_BENCH_BARE") else NOT_NEEDED
+# Less for what a worker takes: with this package but not the peer, or with neither.
+WITHOUT = {
+    "all": NOT_NEEDED,
+    "ours": (*NOT_NEEDED, *PEER),
+    "bare": (*NOT_NEEDED, *PEER, OURS),
+}[os.environ.get("PCRUD_BENCH_APPS", "all")]
 INSTALLED_APPS = [app for app in [*TESTED_APPS, *PEER] if app not in WITHOUT]
 MIGRATION_MODULES = {"peer": None}
 ROOT_URLCONF = "tests.benchmarks.urls"

@@ -1,0 +1,132 @@
+"""People who have the task list open, against a real web server: how many it takes before they notice."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from tests.benchmarks.clock import Timing, percentile
+from tests.benchmarks.parts import line
+from tests.services import wait_until
+
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+
+#: Tried in turn until the slowest one in twenty waits less than ``SOON``.
+CROWDS = (200, 100, 50, 25)
+#: Seconds.
+SOON = 0.3
+INTERVAL = 2.0
+WATCHED_FOR = 20.0
+#: Seconds between two tasks that end, which have every page made anew.
+NEWS_EVERY = 10.0
+
+
+def visitors() -> Iterator[dict[str, Any]]:
+    """The wait for a refresh every two seconds, from gunicorn with two workers."""
+    for what, has_news in (("with nothing new", False), (f"as a task ends every {NEWS_EVERY:.0f} s", True)):
+        for crowd in CROWDS:
+            with _server() as port:
+                waits = _watch(port, crowd, has_news=has_news)
+            worst = percentile(waits, 0.95)
+            timings = {"95th percentile": Timing(worst, min(waits), max(waits), len(waits))}
+            yield line(f"{crowd} people refresh every {INTERVAL:.0f} s {what}", "ms", timings)
+            if worst < SOON:
+                break
+
+
+@contextmanager
+def _server() -> Iterator[int]:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
+    command += ["--log-level", "critical", "--backlog", "512", "django.core.wsgi:get_wsgi_application()"]
+    process = subprocess.Popen(command)
+    try:
+        wait_until(lambda: _answers(port), "the web server answers")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Visitor(threading.Thread):
+    """One person's browser with the list open."""
+
+    def __init__(self, port: int, session: str, until: float) -> None:
+        super().__init__(daemon=True)
+        self.waits: list[float] = []
+        self._port, self._until = port, until
+        self._cookie = f"sessionid={session}"
+        self._state = ""
+
+    def run(self) -> None:
+        time.sleep(random.uniform(0, INTERVAL))
+        # The first page is not a refresh; it only tells the state.
+        self._get({})
+        while (due := time.perf_counter() + INTERVAL) < self._until:
+            start = time.perf_counter()
+            self._get({"HX-Request": "true", "X-Pcrud-State": self._state})
+            self.waits.append(time.perf_counter() - start)
+            time.sleep(max(0.0, due - time.perf_counter()))
+
+    def _get(self, headers: dict[str, str]) -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
+            connection.request("GET", LIST, headers={"Cookie": self._cookie, **headers})
+            answer = connection.getresponse()
+            page = answer.read().decode()
+        assert answer.status in (200, 204), answer.status
+        if found := re.search(r'data-pcrud-state="([^"]*)"', page):
+            self._state = found[1]
+
+
+def _watch(port: int, crowd: int, *, has_news: bool) -> list[float]:
+    """Return the seconds of each refresh, once all have opened the page."""
+    # The first pages of so many people are themselves work.
+    until = time.perf_counter() + WATCHED_FOR + crowd / 10
+    people = [Visitor(port, session, until) for session in _sessions(crowd)]
+    for person in people:
+        person.start()
+    if has_news:
+        _make_news(until)
+    for person in people:
+        person.join()
+    waits = [wait for person in people for wait in person.waits[1:]]
+    assert len(waits) >= crowd, "everybody has refreshed"
+    return waits
+
+
+def _sessions(count: int) -> list[str]:
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    user = User.objects.get()
+    clients = [Client() for _ in range(count)]
+    for client in clients:
+        client.force_login(user)
+    return [client.cookies["sessionid"].value for client in clients]
+
+
+def _make_news(until: float) -> None:
+    from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+
+    while time.perf_counter() + NEWS_EVERY < until:
+        time.sleep(NEWS_EVERY)
+        DashboardAsyncManager().launch_async_task("tests.benchmarks.work.nothing", sync=True)
