@@ -44,9 +44,9 @@ lint: $(INSTALLED)
 unit: $(INSTALLED)
 	$(PYTEST) $(ARGS)
 
-# The same promises on the other database and the other broker.
+# The same promises on the other database and the other broker; what a browser makes of a page depends on neither.
 services: $(INSTALLED)
-	$(PYTEST) --ds tests.settings.postgresql -m "not markup"
+	$(PYTEST) --ds tests.settings.postgresql -m "not markup and not browser"
 	$(PYTEST) --ds tests.settings.postgresql_redis -m cluster
 
 # Things are broken at random, for many rounds; the table says what was seen.
