@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 WRITE_INTERVAL = 0.5
 #: Seconds between two heartbeats of a task that reports nothing.
 HEARTBEAT_INTERVAL = 1.0
+#: Seconds that the end of a task waits for a round which has begun, as that has lines of the log in hand.
+ROUND_AT_MOST = 5.0
 #: Seconds that a cancelled task gets to clean up before it is interrupted once more.
 INTERRUPT_AGAIN_AFTER = 10.0
 #: Seconds that a task which is to be queued again gets to come to an end by itself when its cluster stops.
@@ -72,8 +74,9 @@ class Attendance:
             return
         if not self._context.stopping and cluster_stops():
             self._stops_since = time.monotonic()
-            self._context.stopping = True
+            # The log first: a task that sees it stopping may be through at once.
             self._context.log("The cluster is being stopped.", "warning")
+            self._context.stopping = True
         if self._requeue_on_stop and self._stops_since and time.monotonic() - self._stops_since >= STOP_GRACE:
             self._stop_with(ClusterStopping)
         report = self._context.latest_report()
@@ -147,6 +150,7 @@ class Reporter:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._attendance: Attendance | None = None
+        self._round = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -164,6 +168,9 @@ class Reporter:
             with self._condition:
                 self._attendance = None
                 self._condition.notify()
+            # Not for ever: the round may wait for what the task's own transaction has locked.
+            if self._round.acquire(timeout=ROUND_AT_MOST):
+                self._round.release()
 
     def _run(self) -> None:
         if hasattr(signal, "pthread_sigmask"):
@@ -180,7 +187,11 @@ class Reporter:
                 # Woken early by the end of the task: then there is nothing to attend to.
                 if self._condition.wait(WRITE_INTERVAL):
                     continue
-            self._attend(attendance)
+                self._round.acquire()
+            try:
+                self._attend(attendance)
+            finally:
+                self._round.release()
 
     @staticmethod
     def _attend(attendance: Attendance) -> None:

@@ -70,6 +70,14 @@ def run_until_told_to_stop(path: str) -> str:
     return "told"
 
 
+def log_until_taken(line: str) -> None:
+    """Log a line and end as soon as the reporter has it in hand."""
+    context = get_current_task()
+    context.log(line)
+    while context.has_log_lines:
+        time.sleep(0.001)
+
+
 def ignore_everything(path: str) -> None:
     Path(f"{path}.started-{os.getpid()}").touch()
     while True:

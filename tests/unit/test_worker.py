@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -15,8 +16,10 @@ from powercrud_dashboard.async_context import TaskContext
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.launching import COMPLETION_HOOK
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from powercrud_dashboard.worker import reporter
 from powercrud_dashboard.worker import task as worker_task
 from powercrud_dashboard.worker.task import NotRun, TaskStopped
+from tests.services import wait_until
 from tests.testapp import tasks
 
 ADD = "tests.testapp.tasks.add"
@@ -52,6 +55,24 @@ def database_away(monkeypatch):
 def test_the_text_of_the_call_is_the_functions_path(manager):
     manager.launch_async_task(tasks.add, 1)
     assert str(OrmQ.objects.get().task["func"]) == ADD
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_task_has_logged_is_written_before_its_end(manager, record_of, monkeypatch):
+    name = manager.launch_async_task(tasks.log_until_taken, "Look here")
+    original = reporter.write_transaction
+
+    def slowly():
+        # Gives an end that does not wait the time to be first.
+        with suppress(AssertionError):
+            wait_until(lambda: record_of(name).is_finished, "the end is recorded", 1)
+        return original()
+
+    monkeypatch.setattr(reporter, "write_transaction", slowly)
+    deliver()
+    wait_until(lambda: record_of(name).events.filter(event="log").exists(), "the log is written")
+    events = list(record_of(name).events.order_by("pk").values_list("event", flat=True))
+    assert events == ["create", "start", "log", "complete", "cleanup"]
 
 
 @pytest.mark.django_db(transaction=True)
