@@ -150,7 +150,7 @@ class Reporter:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._attendance: Attendance | None = None
-        self._round = threading.Lock()
+        self._is_in_round = False
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -168,9 +168,8 @@ class Reporter:
             with self._condition:
                 self._attendance = None
                 self._condition.notify()
-            # Not for ever: the round may wait for what the task's own transaction has locked.
-            if self._round.acquire(timeout=ROUND_AT_MOST):
-                self._round.release()
+                # Not for ever: the round may wait for what the task's own transaction has locked.
+                self._condition.wait_for(lambda: not self._is_in_round, ROUND_AT_MOST)
 
     def _run(self) -> None:
         if hasattr(signal, "pthread_sigmask"):
@@ -187,11 +186,11 @@ class Reporter:
                 # Woken early by the end of the task: then there is nothing to attend to.
                 if self._condition.wait(WRITE_INTERVAL):
                     continue
-                self._round.acquire()
-            try:
-                self._attend(attendance)
-            finally:
-                self._round.release()
+                self._is_in_round = True
+            self._attend(attendance)
+            with self._condition:
+                self._is_in_round = False
+                self._condition.notify()
 
     @staticmethod
     def _attend(attendance: Attendance) -> None:

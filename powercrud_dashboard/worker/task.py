@@ -170,20 +170,22 @@ class TaskCall:
         kwargs: dict[str, Any],
     ) -> Ending:
         try:
-            try:
-                with ExitStack() as surroundings:
-                    surroundings.enter_context(running_task(context))
-                    if not self.sync:
-                        surroundings.enter_context(not_far_beyond_its_time_limit())
-                        interruption = surroundings.enter_context(Interruption(context))
-                        attendance = Attendance(manager, active, context, interruption)
-                        surroundings.enter_context(reporting(attendance))
-                    func = pkgutil.resolve_name(self.path)
-                    available = {"task_key": self.task_name, "manager_class": self.manager_class}
-                    result = func(*args, **{**injected_arguments(func, available), **kwargs})
-            finally:
-                # From here on the time limit must not interrupt what records the end.
-                self._disarm_time_limit()
+            interruption = Interruption(context)
+            with ExitStack() as surroundings:
+                surroundings.enter_context(running_task(context))
+                if not self.sync:
+                    surroundings.enter_context(reporting(Attendance(manager, active, context, interruption)))
+                try:
+                    with ExitStack() as limits:
+                        if not self.sync:
+                            limits.enter_context(not_far_beyond_its_time_limit())
+                            limits.enter_context(interruption)
+                        func = pkgutil.resolve_name(self.path)
+                        available = {"task_key": self.task_name, "manager_class": self.manager_class}
+                        result = func(*args, **{**injected_arguments(func, available), **kwargs})
+                finally:
+                    # From here on neither a cancel request nor the time limit must interrupt what records the end.
+                    self._disarm_time_limit()
         except TaskCancelled as error:
             return Ending("cancel", {}, error=error)
         except ClusterStopping as error:

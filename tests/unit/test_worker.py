@@ -58,7 +58,8 @@ def test_the_text_of_the_call_is_the_functions_path(manager):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_a_task_has_logged_is_written_before_its_end(manager, record_of, monkeypatch):
+@pytest.mark.parametrize("cancels", [False, True], ids=["", "cancelled too late"])
+def test_what_a_task_has_logged_is_written_before_its_end(manager, record_of, monkeypatch, cancels):
     name = manager.launch_async_task(tasks.log_until_taken, "Look here")
     original = reporter.write_transaction
 
@@ -66,6 +67,8 @@ def test_what_a_task_has_logged_is_written_before_its_end(manager, record_of, mo
         # Gives an end that does not wait the time to be first.
         with suppress(AssertionError):
             wait_until(lambda: record_of(name).is_finished, "the end is recorded", 1)
+        if cancels:
+            ActiveTask.objects.all().request_cancel(name, None)
         return original()
 
     monkeypatch.setattr(reporter, "write_transaction", slowly)
