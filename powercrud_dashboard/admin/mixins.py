@@ -97,7 +97,10 @@ class BackgroundActionsMixin(_Base):
         except TaskConflict as conflict:
             return self._refused(request, conflict, request.get_full_path())
         if _is_page(response, "cl"):
-            self._wrap(response, "change_list", {**strip_context(self, request), **self._strip_frame(request)})
+            strip = strip_context(self, request)
+            rows = (response.context_data or {})["cl"].result_list
+            has_locks = any(getattr(row, "pcrud_lock", None) for row in rows)
+            self._wrap(response, "change_list", {**strip, **self._strip_frame(request, strip, has_locks=has_locks)})
         return response
 
     def get_urls(self) -> list[URLPattern]:
@@ -110,21 +113,21 @@ class BackgroundActionsMixin(_Base):
         if not self.has_view_or_change_permission(request):
             return HttpResponse(status=403)
         asked = request.GET.getlist("key")[:ASKED_KEYS]
+        strip = strip_context(self, request)
         try:
             found = lock_by_key(self, asked)
         except ValueError:
             return HttpResponse(status=400)
-        context = {
-            **strip_context(self, request),
-            **self._strip_frame(request),
-            "locked_keys": asked if WHOLE_MODEL in found else [key for key in asked if key in found],
-        }
+        locked = asked if WHOLE_MODEL in found else [key for key in asked if key in found]
+        context = {**strip, **self._strip_frame(request, strip, has_locks=bool(locked)), "locked_keys": locked}
         return TemplateResponse(request, "powercrud_dashboard/admin/_strip.html", context)
 
-    def _strip_frame(self, request: HttpRequest) -> dict[str, Any]:
+    def _strip_frame(self, request: HttpRequest, strip: dict[str, Any], *, has_locks: bool) -> dict[str, Any]:
+        # A lock is news as well: its task may end between the two looks, or be one that this person does not see.
+        is_watched = strip["strip_tasks"] or has_locks
         return {
             "strip_url": self._strip_address(),
-            "strip_interval": refresh_interval(request) or None,
+            "strip_interval": (refresh_interval(request) or None) if is_watched else None,
             "strip_next": request.GET.get("next") or request.get_full_path(),
         }
 

@@ -154,6 +154,8 @@ def test_options_in_the_arguments_and_the_intended_date_are_kept():
 def test_arguments_that_cant_be_read_run_nothing(client_of, keeper, broken):
     page = act(client_of(keeper), make(**broken), "run")
     assert "can&#x27;t be read" in page
+    assert "“nightly” stays as it was" in page
+    assert "Correct it in its form" in page
     assert not OrmQ.objects.exists()
     assert not LogEntry.objects.exists()
 

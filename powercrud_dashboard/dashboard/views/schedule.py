@@ -80,6 +80,10 @@ class ScheduleActionView(DashboardView):
         except Exception as error:
             # A broker that is away, arguments that can't be read, a cron expression without croniter.
             logger.exception("The schedule %s could not be acted on", schedule.pk)
-            messages.error(self.request, f"{type(error).__name__}: {error}")
+            messages.error(
+                self.request,
+                _("“%(schedule)s” stays as it was (%(error)s). Correct it in its form, or see whether its broker runs.")
+                % {**name, "error": f"{type(error).__name__}: {error}"},
+            )
             return
         messages.success(self.request, action.done % name)
