@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+WORK = "tests.benchmarks.work"
+LIST = "/admin/powercrud_dashboard/taskrecord/"
+
 
 def line(what: str, unit: str, timings: dict[str, Any], **facts: Any) -> dict[str, Any]:
     return {"what": what, "unit": unit, "timings": {name: it.as_json() for name, it in timings.items()}, **facts}

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.benchmarks.clock import Timing, of
-from tests.benchmarks.parts import empty_queue, line
+from tests.benchmarks.parts import WORK, empty_queue, line
 
 PRUNE = """
 import django
@@ -52,7 +52,7 @@ def pruning(records: int) -> Iterator[dict[str, Any]]:
 
 def _launch(manager: Any) -> float:
     start = time.perf_counter()
-    manager.launch_async_task("tests.benchmarks.work.nothing")
+    manager.launch_async_task(f"{WORK}.nothing")
     return time.perf_counter() - start
 
 

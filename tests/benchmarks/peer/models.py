@@ -10,6 +10,8 @@ class PeerRecord(models.Model):
     progress_payload = models.TextField(blank=True)
     user_label = models.CharField(max_length=255, blank=True)
     affected_objects = models.TextField(blank=True)
+    task_args = models.TextField(blank=True)
+    task_kwargs = models.TextField(blank=True)
     result = models.TextField(blank=True, null=True)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     updated_at = models.DateTimeField(auto_now=True)
