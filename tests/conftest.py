@@ -86,6 +86,12 @@ def client_of() -> Callable[[User], Client]:
 
 
 @pytest.fixture
+def boss(client_of: Callable[[User], Client], superuser: User) -> Client:
+    """The browser of somebody who may do everything."""
+    return client_of(superuser)
+
+
+@pytest.fixture
 def record_of() -> Callable[[str], TaskRecord]:
     return lambda task_name: TaskRecord.objects.get(task_name=task_name)
 

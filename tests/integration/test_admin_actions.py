@@ -18,11 +18,6 @@ CHANGELIST = "/admin/testapp/project/"
 TASKS = "/admin/powercrud_dashboard/taskrecord/"
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
 def choose(client, action: str, rows, address: str = CHANGELIST, **more):
     client.post(address, {"action": action, "_selected_action": [row.pk for row in rows], **more})
     return TaskRecord.objects.latest("pk")

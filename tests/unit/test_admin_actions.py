@@ -29,11 +29,6 @@ def offered(client) -> set[str]:
     return {value for value, _label in form.fields["action"].choices} if form else set()
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
 def test_the_actions_are_offered_to_who_has_their_permission(client_of, make_user, boss, projects):
     own = {"archive", "archive_free_ones", "touch_projects"}
     assert own <= offered(boss)

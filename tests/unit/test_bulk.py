@@ -14,11 +14,6 @@ BULK = f"{LIST}bulk/"
 
 
 @pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
-@pytest.fixture
 def four(manager) -> dict[str, TaskRecord]:
     """Two failed tasks, a queued one and a completed one."""
     for label in ("Bad", "Worse"):

@@ -58,11 +58,6 @@ def serve(settings, client_of, superuser):
 
 
 @pytest.fixture
-def at_once(settings):
-    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False}
-
-
-@pytest.fixture
 def projects(make_projects):
     return make_projects(3)
 

@@ -15,11 +15,6 @@ LIST = "/admin/powercrud_dashboard/taskrecord/"
 
 
 @pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
-@pytest.fixture
 def three(manager, make_user, record_of) -> None:
     """Three tasks that differ in everything that one can filter by."""
     with pytest.raises(ValueError, match="needle"):

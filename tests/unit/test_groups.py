@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.messages import get_messages
 
 from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
+from tests.clicks import said
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db
 
 GROUP = "/admin/powercrud_dashboard/taskrecord/groups/nightly/"
-
-
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
 
 
 @pytest.fixture
@@ -34,10 +29,6 @@ def group(manager, superuser) -> dict[str, str]:
         tasks.add, 1, task_key="queued", affected_objects=["g", "h"], conflict_ids={"testapp.Project": {1}}, **options
     )
     return {name: name for name in ("failed", "done", "running", "queued")}
-
-
-def said(response) -> list[str]:
-    return [str(message) for message in get_messages(response.wsgi_request)]
 
 
 def test_the_group_is_shown_as_one(boss, group, manager):

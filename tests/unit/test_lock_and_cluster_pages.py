@@ -15,11 +15,6 @@ CLUSTER = f"{BASE}cluster/"
 
 
 @pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
-@pytest.fixture
 def held(manager, make_projects, record_of):
     """A task that holds a project; its record."""
     (project,) = make_projects(1)

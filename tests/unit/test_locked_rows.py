@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from django.contrib.messages import get_messages
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from powercrud_dashboard.admin import edits
+from powercrud_dashboard.admin import edits, mixins
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from tests.clicks import said
 from tests.testapp.models import Document, Project
 
 pytestmark = pytest.mark.django_db
@@ -25,11 +25,6 @@ ADD = "tests.testapp.tasks.add"
 @pytest.fixture
 def projects(make_projects) -> list[Project]:
     return make_projects(3)
-
-
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
 
 
 @pytest.fixture
@@ -96,6 +91,32 @@ def test_the_strip_by_itself_and_the_locks_of_the_shown_rows(boss, running, proj
     part = boss.get(f"{CHANGELIST}background-tasks/", {"key": keys}).content.decode()
     assert 'data-pcrud-locked=""' in part
     assert "hx-trigger" not in part
+
+
+def test_lock_marks_are_brought_up_to_date_without_a_task_to_show(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:1]})
+    assert "hx-get" in boss.get(CHANGELIST).content.decode()
+    keys = {"key": [str(row.pk) for row in projects]}
+    part = boss.get(f"{CHANGELIST}background-tasks/", keys).content.decode()
+    assert "hx-get" in part
+    manager.remove_conflict_ids("nightly")
+    part = boss.get(f"{CHANGELIST}background-tasks/", keys).content.decode()
+    assert "hx-get" not in part
+    assert 'data-pcrud-locked=""' in part
+
+
+@pytest.mark.parametrize("look", ["strip_context", "lock_by_key"])
+def test_a_task_that_ends_between_two_looks_leaves_no_mark(boss, projects, manager, monkeypatch, look):
+    name = manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": projects[:1]})
+    original = getattr(mixins, look)
+
+    def cancelled_before(*args):
+        manager.cancel_task(name)
+        return original(*args)
+
+    monkeypatch.setattr(mixins, look, cancelled_before)
+    part = boss.get(f"{CHANGELIST}background-tasks/", {"key": [str(projects[0].pk)]}).content.decode()
+    assert 'data-pcrud-locked=""' in part or "hx-get" in part
 
 
 def test_the_strip_is_for_who_may_see_the_model(client_of, make_user, boss, running):
@@ -175,10 +196,6 @@ def test_forms_of_new_objects_and_pages_of_other_packages_stay_whole(boss, proje
 
 def form_data(row, **changes) -> dict[str, str]:
     return {"name": row.name, **({"archived": "on"} if row.archived else {}), **changes}
-
-
-def said(response) -> list[str]:
-    return [str(message) for message in get_messages(response.wsgi_request)]
 
 
 def test_saving_a_locked_object_is_refused_and_what_was_typed_stays(boss, running, projects):

@@ -23,11 +23,6 @@ def _short_pages(settings):
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_PAGE_SIZE": 3}
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
 def make(number: int, **fields) -> TaskRecord:
     defaults = {"task_name": f"name-{number}", "label": f"task {number:03d}", "status": TaskStatus.SUCCESS}
     return TaskRecord.objects.create(**{**defaults, "func": "f", "created_at": NOW, **fields})

@@ -51,11 +51,6 @@ class OpenList:
         return re.findall(r"data-pcrud-row>([^<]*)</a>", self.part)
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch):
     monkeypatch.setattr(tasks_view.time, "time", lambda: 1_000_000.0)
@@ -101,7 +96,7 @@ def test_a_changed_list_is_sent(boss, manager, record_of, change):
     assert len(open_list.labels) == {"launch": 2, "cancel": 1, "delete": 0}[change]
 
 
-def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, record_of, monkeypatch):
+def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
     name = manager.launch_async_task(tasks.add, 1)
     made = tasks_view.live_tasks
 
@@ -135,12 +130,12 @@ def test_progress_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
 
 
 def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager, monkeypatch):
-    grouped = failures_view.actions_for
+    original = failures_view.actions_for
 
     def failed_meanwhile(user):
         with pytest.raises(ValueError, match="it broke"):
             manager.launch_async_task(tasks.fail, sync=True)
-        return grouped(user)
+        return original(user)
 
     with monkeypatch.context() as patch:
         patch.setattr(failures_view, "actions_for", failed_meanwhile)

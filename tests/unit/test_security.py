@@ -27,11 +27,6 @@ TASKS = "/admin/powercrud_dashboard/taskrecord/"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
 # Requests
 
 

@@ -16,16 +16,6 @@ BACKOFFICE = "/backoffice/testapp/project/"
 SHELVES = "/admin/testapp/shelf/"
 
 
-@pytest.fixture
-def boss(client_of, superuser):
-    return client_of(superuser)
-
-
-@pytest.fixture
-def at_once(settings):
-    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False}
-
-
 def choose(client, action: str, pks, address: str, **more):
     return client.post(address, {"action": action, "_selected_action": list(pks), **more}, follow=True)
 
