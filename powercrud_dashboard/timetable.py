@@ -108,7 +108,7 @@ def _arguments(schedule: Schedule) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = ast.literal_eval(schedule.args) if schedule.args else ()
         kwargs = _keywords(schedule.kwargs) if schedule.kwargs else {}
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"The arguments of {schedule} can't be read ({error}); correct them in its form.") from error
+        raise ValueError(f"The arguments of {schedule} can't be read ({error})") from error
     return (args if isinstance(args, tuple) else (args,)), kwargs
 
 
