@@ -80,6 +80,8 @@ def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
                 mark = "BROKEN" if line["broken"] else "held"
                 print(f"{lane} {line['round']}: {mark} in {line['seconds']} s: {', '.join(line['faults'])}", flush=True)
                 print(*line["broken"], sep="\n", flush=True)
+        if process.returncode:
+            print(f"{lane} ended with exit code {process.returncode} after {len(report)} rounds", flush=True)
         return report
 
 
@@ -91,12 +93,14 @@ def run_lane(lane: str, rounds: int, seed: int) -> int:
     from django.core.management import call_command
 
     from tests.faults.clock import set_clock
+    from tests.faults.crashes import spare_this_process
     from tests.faults.kinds import FAULTS
     from tests.faults.rounds import Round
     from tests.faults.world import servers
 
     # What is logged of errors that are made on purpose helps nobody.
     logging.disable(logging.CRITICAL)
+    spare_this_process()
     random.seed(f"{seed} {lane}")
     sys.path.append(f"{settings.STATE_DIR}/modules")
     deck: list = []
