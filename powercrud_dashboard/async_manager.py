@@ -423,8 +423,8 @@ class AsyncManager:
         """Whether a subclass wants to hear of events."""
         return type(self).async_task_lifecycle is not AsyncManager.async_task_lifecycle
 
-    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None:
-        """Keep an event, in the transaction that makes the change; this manager keeps no history."""
+    def record_lifecycle_events(self, task_name: str, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Keep events, in the transaction that makes the change; this manager keeps no history."""
 
     def lifecycle_hook_failed(self, event: str, task_name: str, payload: dict[str, Any], error: Exception) -> None:
         """Called after :meth:`async_task_lifecycle` raised, and what it had written was undone."""

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 #: As many characters as django-q2's own tables and ours hold.
 NAME_LENGTH = 100
 
-COMPLETION_HOOK = "powercrud_dashboard.async_hooks.task_completion_hook"
-
 
 class LaunchingManager(lifecycle.LifecycleManager, Protocol):
     """What launching needs of a manager."""
@@ -193,12 +191,19 @@ def enqueueing(manager_class: str, task_name: str, package: Mapping[str, Any], *
         name=package["func_name"],
     )
     timeout = package["timeout"]
+    options = {"hook": queueing.COMPLETION_HOOK, **package["q_options"]}
+    if timeout is not None:
+        options["timeout"] = timeout
     return partial(
         queueing.enqueue,
         call,
         package["args"],
         {name: value for name, value in kwargs.items() if name not in shielded},
-        **{"hook": COMPLETION_HOOK, **package["q_options"], **({} if timeout is None else {"timeout": timeout})},
+        **{
+            "hook": queueing.COMPLETION_HOOK,
+            **package["q_options"],
+            **({} if timeout is None else {"timeout": timeout}),
+        },
         task_name=task_name,
         cluster=package["cluster"],
         group=package["group"] or None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: Calls a hook later, elsewhere, or at once. The event's name comes along, as some can be left out.
 Deliver = Callable[[str, Callable[[], None]], None]
 
+#: A lifecycle event and its payload.
+Event = tuple[str, dict[str, Any]]
+
 
 class LifecycleManager(Protocol):
     """What the rooms below the managers need of a manager."""
@@ -28,7 +31,7 @@ class LifecycleManager(Protocol):
     @property
     def has_lifecycle_hook(self) -> bool: ...
 
-    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None: ...
+    def record_lifecycle_events(self, task_name: str, events: Sequence[Event]) -> None: ...
 
     def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None: ...
 
@@ -41,19 +44,37 @@ def emit(manager: LifecycleManager, event: str, task_name: str, **payload: Any) 
     What is recorded is part of the transaction. The hook is called after it, so that a slow one keeps no lock that
     others wait for; in a transaction of the caller's, whose end is not ours to wait for, it is called at once.
     """
-    payload.setdefault("timestamp", timezone.now())
-    try:
-        with transaction.atomic(using=coordination_db()):
-            manager.record_lifecycle_event(event, task_name, payload)
-    except Exception:
-        logger.exception("The %r event of task %s could not be recorded", event, task_name)
+    emit_all(manager, task_name, [(event, payload)])
+
+
+def emit_all(manager: LifecycleManager, task_name: str, events: Sequence[Event]) -> None:
+    """Do the same for several events of one task, which takes fewer statements than one after the other."""
+    if not events:
+        return
+    for _event, payload in events:
+        payload.setdefault("timestamp", timezone.now())
+    _record(manager, task_name, events)
     if not manager.has_lifecycle_hook:
         return
-    call = partial(_call_hook, manager, event, task_name, payload)
-    if in_callers_transaction():
-        call()
-    else:
-        transaction.on_commit(lambda: _deliver(event, call), using=coordination_db())
+    for event, payload in events:
+        call = partial(_call_hook, manager, event, task_name, payload)
+        if in_callers_transaction():
+            call()
+        else:
+            transaction.on_commit(partial(_deliver_later, event, call), using=coordination_db())
+
+
+def _record(manager: LifecycleManager, task_name: str, events: Sequence[Event]) -> None:
+    try:
+        with transaction.atomic(using=coordination_db()):
+            manager.record_lifecycle_events(task_name, events)
+    except Exception:
+        names = ", ".join(event for event, _payload in events)
+        logger.exception("The %s event of task %s could not be recorded", names, task_name)
+        if len(events) > 1:
+            # One of them may be what is wrong.
+            for event in events:
+                _record(manager, task_name, [event])
 
 
 def _call_hook(manager: LifecycleManager, event: str, task_name: str, payload: dict[str, Any]) -> None:
@@ -78,14 +99,23 @@ def _at_once(event: str, call: Callable[[], None]) -> None:
 _deliver: Deliver = _at_once
 
 
+def _deliver_later(event: str, call: Callable[[], None]) -> None:
+    # What delivers is looked up when the transaction has been committed.
+    _deliver(event, call)
+
+
 def deliver_hooks_with(deliver: Deliver) -> None:
     """Have all hooks of this process called in another way than at once after the commit."""
     global _deliver
     _deliver = deliver
 
 
-def end(manager: LifecycleManager, active: ActiveTask, event: str, **payload: Any) -> bool:
+def end(
+    manager: LifecycleManager, active: ActiveTask, event: str, *, may_have_reported: bool = True, **payload: Any
+) -> bool:
     """End a task: its row and locks go and ``event`` is recorded, all or nothing.
+
+    ``may_have_reported`` is false if it is known that the task has reported no progress.
 
     Returns False, with nothing changed, if the task has ended already or has passed to another attempt.
     """
@@ -94,11 +124,12 @@ def end(manager: LifecycleManager, active: ActiveTask, event: str, **payload: An
         released = ActiveTask.objects.all().end(active)
         if released is None:
             return False
-        emit(manager, event, task_name, **payload)
-        emit(manager, "cleanup", task_name, reason=event, conflict_lock_keys=released)
+        cleanup = {"reason": event, "conflict_lock_keys": released}
+        emit_all(manager, task_name, [(event, payload), ("cleanup", cleanup)])
         transaction.on_commit(
             lambda: task_finished.send_robust(sender=type(manager), task_name=task_name, event=event),
             using=coordination_db(),
         )
-    progress.forget(task_name)
+    if may_have_reported:
+        progress.forget(task_name)
     return True

@@ -25,6 +25,9 @@ from django_q.tasks import async_task
 
 logger = logging.getLogger(__name__)
 
+#: What django-q2's monitor calls after each task whose worker does not say that there is nothing left to do.
+COMPLETION_HOOK = "powercrud_dashboard.async_hooks.task_completion_hook"
+
 #: Keywords that ``django_q.tasks.async_task`` keeps for itself. A worker argument of
 #: such a name has to travel another way.
 RESERVED_KEYWORDS = frozenset(

@@ -19,6 +19,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSelect, PreparedUpdate, Slot
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser
@@ -87,9 +88,12 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         long_ago = Q(queued_at__lt=Now() - timedelta(seconds=seconds))
         return self.ready().filter(long_ago | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
 
-    def claim_pending(self, task_name: str, *, host: str, pid: int) -> bool:
-        """Make a queued task this worker's. Return whether it was still to be had."""
-        return self._claim(self.ready().filter(task_name=task_name), host=host, pid=pid)
+    @staticmethod
+    def claim_pending(task_name: str, *, host: str, pid: int) -> ActiveTask | None:
+        """Make a queued task this worker's, and return it; None if it was not to be had any more."""
+        if not _CLAIM.execute(task_name=task_name, worker_host=host, worker_pid=pid):
+            return None
+        return _CLAIMED.first(task_name=task_name)
 
     def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool) -> bool:
         """Let a task that failed wait for its next try; its locks stay. Return whether it was still that attempt's.
@@ -119,9 +123,11 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         still_waiting = self.waiting().filter(pk=active.pk, attempt=active.attempt)
         return still_waiting.update(next_run_at=None, sent_at=None, queued_at=Now()) == 1
 
-    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> bool:
-        """Make a lost worker's task this worker's, unless it has shown life since it was read."""
-        return self._claim(self.still_silent(lost), host=host, pid=pid)
+    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> ActiveTask | None:
+        """Make a lost worker's task this worker's, and return it; None if it has shown life since it was read."""
+        if not self.still_silent(lost).update(**_BEGUN, worker_host=host, worker_pid=pid):
+            return None
+        return _CLAIMED.first(task_name=lost.task_name)
 
     def claimed_by(self, *, host: str, pid: int, within: float) -> ActiveTaskQuerySet:
         """Running tasks that this worker has claimed in the last so many seconds."""
@@ -132,19 +138,6 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         """The row of a task that looked lost, as long as no heartbeat came after the one that was read."""
         # Counted, as clocks can be set.
         return self.of_attempt(lost).filter(beats=lost.beats)
-
-    @staticmethod
-    def _claim(claimable: ActiveTaskQuerySet, *, host: str, pid: int) -> bool:
-        claimed = claimable.update(
-            state=ActiveTaskState.IN_PROGRESS,
-            attempt=F("attempt") + 1,
-            worker_host=host,
-            worker_pid=pid,
-            started_at=Now(),
-            heartbeat_at=Now(),
-            beats=F("beats") + 1,
-        )
-        return claimed == 1
 
     def of_attempt(self, active: ActiveTask) -> ActiveTaskQuerySet:
         """The row as long as it still is in the state and attempt in which ``active`` was read."""
@@ -169,17 +162,18 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         locks = ConflictLock.objects.using(self.db).filter(active_task_id=models.OuterRef("pk"))
         self.reservations().filter(~models.Exists(locks), **which)._raw_delete(self.db)
 
-    def end(self, active: ActiveTask) -> int | None:
+    @staticmethod
+    def end(active: ActiveTask) -> int | None:
         """Remove the row and its locks if ``active`` still describes it.
 
         Return the number of locks released, or None if the task has passed to another
         attempt or has ended already: then nothing is touched.
         """
-        # The raw delete is one conditional DELETE whose row count is the answer. Locks refer to the row
-        # with a constraint that is checked at commit, so they may go second.
-        if not self.of_attempt(active)._raw_delete(self.db):
+        # One conditional DELETE whose row count is the answer. Locks refer to the row with a constraint that is
+        # checked at commit, so they may go second.
+        if not _END.execute(id=active.pk, attempt=active.attempt, state=active.state):
             return None
-        return ConflictLock.objects.using(self.db).filter(active_task_id=active.pk)._raw_delete(self.db)
+        return _RELEASE.execute(active_task=active.pk)
 
 
 class ActiveTask(models.Model):
@@ -383,6 +377,29 @@ class ConflictLock(models.Model):
         if self.object_id == WHOLE_MODEL:
             return _("%(model)s (all objects)") % {"model": self.model_label}
         return f"{self.model_label} {self.object_id}"
+
+
+#: What changes in the row of a task when a worker begins it.
+_BEGUN = {
+    "state": ActiveTaskState.IN_PROGRESS,
+    "attempt": F("attempt") + 1,
+    "started_at": Now(),
+    "heartbeat_at": Now(),
+    "beats": F("beats") + 1,
+}
+_CLAIM = PreparedUpdate(
+    ActiveTask,
+    lambda: ActiveTask.objects.ready().filter(task_name=Slot("task_name")),
+    **_BEGUN,
+    worker_host=Slot("worker_host"),
+    worker_pid=Slot("worker_pid"),
+)
+_CLAIMED = PreparedSelect(ActiveTask, lambda: ActiveTask.objects.running().filter(task_name=Slot("task_name")))
+_END = PreparedDelete(
+    ActiveTask,
+    lambda: ActiveTask.objects.filter(pk=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),
+)
+_RELEASE = PreparedDelete(ConflictLock, lambda: ConflictLock.objects.filter(active_task=Slot("active_task")))
 
 
 def reservation_expiry() -> Any:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
-from django.db.models import F, Q, Value
-from django.db.models.functions import Coalesce
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.coordination import ActiveTask
+from powercrud_dashboard.models.prepared import PreparedInsert, PreparedSelect, PreparedUpdate, Slot
 from powercrud_dashboard.models.status import FINISHED, GIVEN_UP, UNFINISHED, FailureReason, TaskStatus
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Events that are committed while later ones, with higher keys, already are.
 COMMITTED_OUT_OF_ORDER = 20
+
+#: More than these are inserted in one statement, which has to be written for that.
+FEW_EVENTS = 3
 
 
 class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
@@ -73,9 +76,9 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
         """A try has failed, and the task waits for its next one."""
         return self._move(task_name, status=TaskStatus.PENDING, failure_reason=reason, started_at=None, **facts)
 
-    def record_success(self, task_name: str, **facts: Any) -> bool:
+    def record_success(self, record: TaskRecord, **facts: Any) -> bool:
         return self._end(
-            task_name,
+            record,
             status=TaskStatus.SUCCESS,
             failure_reason="",
             error="",
@@ -85,26 +88,34 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
             **facts,
         )
 
-    def record_failure(self, task_name: str, *, reason: FailureReason | str, **facts: Any) -> bool:
-        return self._end(task_name, status=TaskStatus.FAILED, failure_reason=reason, **facts)
+    def record_failure(self, record: TaskRecord, *, reason: FailureReason | str, **facts: Any) -> bool:
+        return self._end(record, status=TaskStatus.FAILED, failure_reason=reason, **facts)
 
-    def record_cancel(self, task_name: str, **facts: Any) -> bool:
-        return self._end(task_name, status=TaskStatus.CANCELLED, **facts)
+    def record_cancel(self, record: TaskRecord, **facts: Any) -> bool:
+        return self._end(record, status=TaskStatus.CANCELLED, **facts)
 
-    def _end(self, task_name: str, **facts: Any) -> bool:
+    @classmethod
+    def _end(cls, record: TaskRecord, **facts: Any) -> bool:
         now = timezone.now()
-        ran_for = Coalesce(Value(now, models.DateTimeField()) - F("started_at"), timedelta())
-        return self._move(task_name, finished_at=now, run_time=ran_for, **facts)
+        ran_for = now - record.started_at if record.started_at else timedelta()
+        return cls._move(record.task_name, finished_at=now, run_time=ran_for, **facts)
 
-    def _move(self, task_name: str, **facts: Any) -> bool:
+    @staticmethod
+    def _move(task_name: str, **facts: Any) -> bool:
         """Change a record that has not ended, or whose end was a guess that the worker now corrects."""
-        guessed = Q(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
-        open_records = self.filter(task_name=task_name)
-        if facts["status"] in (TaskStatus.SUCCESS, TaskStatus.FAILED) and facts.get("failure_reason") not in GIVEN_UP:
-            open_records = open_records.filter(Q(status__in=UNFINISHED) | guessed)
-        else:
-            open_records = open_records.filter(status__in=UNFINISHED)
-        return open_records.update(**facts) == 1
+        ended_for_sure = facts["status"] in (TaskStatus.SUCCESS, TaskStatus.FAILED)
+        corrects = ended_for_sure and facts.get("failure_reason") not in GIVEN_UP
+        change = _CORRECT if corrects else _CHANGE
+        return change.execute(facts, task_name=task_name, **facts) == 1
+
+    def guessed(self) -> TaskRecordQuerySet:
+        """Failed records of tasks that were given up, which may still turn out to have ended in another way."""
+        return self.filter(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
+
+    @staticmethod
+    def known_of(task_name: str) -> TaskRecord | None:
+        """Return the record with what its later events need to know of it, without its wide columns."""
+        return _KNOWN.first(task_name=task_name)
 
 
 class TaskRecord(models.Model):
@@ -262,9 +273,32 @@ class TaskRecord(models.Model):
         return (self.finished_at or timezone.now()) - self.started_at
 
 
+_CHANGE = PreparedUpdate(TaskRecord, lambda: TaskRecord.objects.unfinished().filter(task_name=Slot("task_name")))
+_CORRECT = PreparedUpdate(
+    TaskRecord,
+    lambda: (TaskRecord.objects.unfinished() | TaskRecord.objects.guessed()).filter(task_name=Slot("task_name")),
+)
+_KNOWN = PreparedSelect(
+    TaskRecord,
+    lambda: (
+        TaskRecord.objects.order_by()
+        .filter(task_name=Slot("task_name"))
+        .only("task_name", "affected_count", "by_object", "started_at")
+    ),
+)
+
+
 class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
     def of_task(self, task_name: str) -> TaskEventQuerySet:
         return self.filter(record__task_name=task_name)
+
+    def add(self, events: list[TaskEvent]) -> None:
+        """Insert events; no signals are sent."""
+        if len(events) > FEW_EVENTS:
+            self.bulk_create(events)
+            return
+        for event in events:
+            _ADD.execute(event)
 
     def newest_state(self) -> str:
         """Return a text that differs when something has happened.
@@ -307,6 +341,9 @@ class TaskEvent(models.Model):
         return f"{self.event} {self.timestamp:%Y-%m-%d %H:%M:%S}"
 
 
+_ADD = PreparedInsert(TaskEvent)
+
+
 class Outcome(models.TextChoices):
     DONE = "done", _("Done")
     FAILED = "failed", _("Failed")
@@ -338,9 +375,9 @@ class TaskObjectQuerySet(models.QuerySet["TaskObject"]):
             if not known.update(**facts):
                 self.create(record_id=record_pk, model_label=item.model_label, object_id=item.object_id, **facts)
 
-    def close(self, task_name: str, outcome: str) -> None:
+    def close(self, record: TaskRecord, outcome: str) -> None:
         """Give this outcome to the task's objects that have none yet."""
-        self.filter(record__task_name=task_name, outcome="").update(outcome=outcome)
+        self.filter(record=record, outcome="").update(outcome=outcome)
 
     def create_for(
         self, record: TaskRecord, keys: Iterable[tuple[str, str]], texts: Mapping[tuple[str, str], str]

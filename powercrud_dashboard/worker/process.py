@@ -10,7 +10,7 @@ from typing import Any
 from django_q.cluster import Sentinel
 from django_q.signals import post_spawn
 
-from powercrud_dashboard.worker import hooks, stopping, watch
+from powercrud_dashboard.worker import hooks, kept_connection, stopping, watch
 
 
 def _equip(**kwargs: Any) -> None:
@@ -25,6 +25,7 @@ def _equip(**kwargs: Any) -> None:
             break
     stopping.heed(stop_event)
     hooks.install()
+    kept_connection.install()
     watch.start()
 
 

@@ -93,8 +93,8 @@ class Attendance:
             # The first statement takes the write lock or fails, so that no hook is called in vain.
             with write_transaction():
                 self._beat(news)
-                for message, level in lines:
-                    lifecycle.emit(self._manager, "log", self._active.task_name, message=message, level=level)
+                log = [("log", {"message": message, "level": level}) for message, level in lines]
+                lifecycle.emit_all(self._manager, self._active.task_name, log)
         except Exception:
             self._context.take_back_log(lines)
             raise

@@ -21,7 +21,7 @@ from django.utils.module_loading import import_string
 from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker
 
-from powercrud_dashboard import failing, lifecycle, locks, progress
+from powercrud_dashboard import failing, lifecycle, locks, progress, queueing
 from powercrud_dashboard.async_context import Report, TaskContext, running_task
 from powercrud_dashboard.callables import injected_arguments
 from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
@@ -34,6 +34,7 @@ from powercrud_dashboard.progress import Progress
 from powercrud_dashboard.signals import task_started
 from powercrud_dashboard.worker import hooks
 from powercrud_dashboard.worker.cancellation import Interruption
+from powercrud_dashboard.worker.kept_connection import kept_connection
 from powercrud_dashboard.worker.reporter import Attendance, reporting
 from powercrud_dashboard.worker.stopping import not_far_beyond_its_time_limit, outlasting_termination
 
@@ -73,6 +74,19 @@ def _leave_no_result(sender: object, task: dict[str, Any], **kwargs: Any) -> Non
 
 
 post_execute_in_worker.connect(_leave_no_result, dispatch_uid="powercrud_dashboard.leave_no_result")
+
+
+#: The task whose end this process has recorded last.
+_recorded_last = ""
+
+
+def _spare_the_hook(sender: object, task: dict[str, Any], **kwargs: Any) -> None:
+    """Keep django-q2's monitor, which saves one task after the other, from looking after one that is through."""
+    if task["name"] == _recorded_last and task.get("hook") == queueing.COMPLETION_HOOK:
+        task["hook"] = None
+
+
+post_execute_in_worker.connect(_spare_the_hook, dispatch_uid="powercrud_dashboard.spare_the_hook")
 
 
 class TaskStopped(RuntimeError):
@@ -115,7 +129,8 @@ class TaskCall:
         manager = import_string(MANAGER).resolve_manager(self.manager_class, self.manager_config)
         tries = count(1)
         try:
-            active = self._persist(lambda: claim(manager, self.task_name, is_repeated=next(tries) > 1))
+            with nullcontext() if self.sync else kept_connection():
+                active = self._persist(lambda: claim(manager, self.task_name, is_repeated=next(tries) > 1))
         except DjangoDatabaseError:
             logger.exception("Task %s could not be claimed", self.task_name)
             return NotRun(acknowledged=False)
@@ -126,7 +141,9 @@ class TaskCall:
         with nullcontext() if self.sync else outlasting_termination():
             ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
             self._settle_connections(ending)
-            self._record(manager, active, context, ending)
+            with nullcontext() if self.sync else kept_connection():
+                if self._record(manager, active, context, ending):
+                    _note_recorded(self.task_name)
         hooks.drain()
         if ending.error is not None:
             raise _for_django_q(ending.error, self.path)
@@ -215,7 +232,8 @@ class TaskCall:
 
     def _record(
         self, manager: lifecycle.LifecycleManager, active: ActiveTask, context: TaskContext, ending: Ending
-    ) -> None:
+    ) -> bool:
+        """Record the end. Return whether there is nothing left to do."""
         payload = {**ending.payload, "attempt": active.attempt, "log_lines": list(context.drain_log())}
         if context.outcomes:
             payload["outcome_counts"] = dict(context.outcomes)
@@ -226,21 +244,23 @@ class TaskCall:
             if ending.event == "cancel":
                 payload["actor"] = self._persist(lambda: _canceller(active))
             if self._persist(lambda: self._end(manager, active, ending, payload)):
-                return
+                return True
             if ActiveTask.objects.tasks().filter(task_name=self.task_name).exists():
                 logger.warning("Task %s has passed to another worker; this end is not recorded", self.task_name)
-                return
+                return True
             # It was given up meanwhile, its locks are gone. What really happened is still worth knowing.
             self._persist(lambda: lifecycle.emit(manager, ending.event, self.task_name, late=True, **payload))
         except DjangoDatabaseError:
             # django-q2's monitor, or cleanup, will end the task from what django-q2 saved.
             logger.exception("The end of task %s could not be recorded", self.task_name)
+            return False
+        return True
 
     @staticmethod
     def _end(manager: lifecycle.LifecycleManager, active: ActiveTask, ending: Ending, payload: dict[str, Any]) -> bool:
         if ending.error is not None and ending.event == "fail":
             return failing.fail(manager, active, type(ending.error), **payload)
-        return lifecycle.end(manager, active, ending.event, **payload)
+        return lifecycle.end(manager, active, ending.event, may_have_reported="message" in payload, **payload)
 
     def _persist(self, operation: Callable[[], Answer]) -> Answer:
         """Do what needs the database, again if need be: it may be away or locked for a while."""
@@ -265,33 +285,37 @@ def claim(manager: lifecycle.LifecycleManager, task_name: str, *, is_repeated: b
     """
     host, pid = this_worker()
     with write_transaction():
-        if ActiveTask.objects.all().claim_pending(task_name, host=host, pid=pid):
-            return _begin(manager, task_name)
+        if (active := ActiveTask.objects.all().claim_pending(task_name, host=host, pid=pid)) is not None:
+            return _begin(manager, active)
         if is_repeated and (mine := _claimed_just_now(task_name, host, pid)):
             return mine
     if (lost := _lost_run_of(task_name)) is None:
         return None
     with write_transaction():
-        if ActiveTask.objects.all().take_over(lost, host=host, pid=pid):
-            return _begin(manager, task_name)
+        if (active := ActiveTask.objects.all().take_over(lost, host=host, pid=pid)) is not None:
+            return _begin(manager, active)
     return None
 
 
-def _begin(manager: lifecycle.LifecycleManager, task_name: str) -> ActiveTask:
-    active = ActiveTask.objects.running().get(task_name=task_name)
+def _begin(manager: lifecycle.LifecycleManager, active: ActiveTask) -> ActiveTask:
     lifecycle.emit(
         manager,
         "start",
-        task_name,
+        active.task_name,
         attempt=active.attempt,
         worker_host=active.worker_host,
         worker_pid=active.worker_pid,
     )
     transaction.on_commit(
-        lambda: task_started.send_robust(sender=type(manager), task_name=task_name, attempt=active.attempt),
+        lambda: task_started.send_robust(sender=type(manager), task_name=active.task_name, attempt=active.attempt),
         using=coordination_db(),
     )
     return active
+
+
+def _note_recorded(task_name: str) -> None:
+    global _recorded_last
+    _recorded_last = task_name
 
 
 def _claimed_just_now(task_name: str, host: str, pid: int) -> ActiveTask | None:

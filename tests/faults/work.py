@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,13 @@ def _allocate_too_much() -> None:
 class Manager(DashboardAsyncManager):
     """Its processes can be killed in the middle of the transactions that begin and end a task."""
 
-    def record_lifecycle_event(self, event: str, task_name: str, payload: dict[str, Any]) -> None:
-        super().record_lifecycle_event(event, task_name, payload)
-        if event == "start":
-            crash_here("while claiming")
-        if event in ("complete", "fail"):
-            crash_here("while finishing")
+    def record_lifecycle_events(self, task_name: str, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        super().record_lifecycle_events(task_name, events)
+        for event, _payload in events:
+            if event == "start":
+                crash_here("while claiming")
+            if event in ("complete", "fail"):
+                crash_here("while finishing")
 
 
 class RaisingManager(Manager):

@@ -14,7 +14,6 @@ from django_q.models import OrmQ, Task
 from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.async_context import TaskContext
 from powercrud_dashboard.exceptions import EnqueueError
-from powercrud_dashboard.launching import COMPLETION_HOOK
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.worker import reporter
 from powercrud_dashboard.worker import task as worker_task
@@ -103,7 +102,7 @@ def test_an_end_that_could_not_be_recorded_is_made_up_for_by_django_qs_hook(
     assert deliver() == 1
     assert record_of(name).status == "in_progress"
     now = timezone.now()
-    row = Task(id="0" * 32, name=name, func=ADD, hook=COMPLETION_HOOK, started=now, stopped=now)
+    row = Task(id="0" * 32, name=name, func=ADD, hook=queueing.COMPLETION_HOOK, started=now, stopped=now)
     row.success, row.result = success, result
     # A heartbeat this fresh may be that of a worker which has taken the task over.
     row.save()

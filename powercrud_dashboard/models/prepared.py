@@ -1,0 +1,140 @@
+"""Statements that Django writes once, and that from then on only get their values.
+
+To have Django write a statement takes several times as long as to execute it, and whoever wants to write waits for a
+transaction in which that is done. What every task needs is therefore written beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from django.db import connections, models, router, transaction
+from django.db.models import Expression
+from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
+
+Row = TypeVar("Row", bound=models.Model)
+
+
+class Slot(Expression):
+    """Stands in a statement for the value of this field that is given when the statement is executed."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self.field_name = field
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        return "%s", [self]
+
+
+@dataclass(frozen=True)
+class _Statement:
+    sql: str
+    params: tuple[Any, ...]
+    #: The columns that it reads, and what makes Python's values of them, by their positions.
+    selected: tuple[Any, ...]
+    converters: Mapping[int, tuple[Sequence[Callable[..., Any]], Any]]
+
+
+class _Prepared(Generic[Row]):
+    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]]) -> None:
+        """``rows`` returns a queryset that has a :class:`Slot` in the place of each value that is to come."""
+        self._model = model
+        self._rows = rows
+        self._statements: dict[tuple[str, ...], _Statement] = {}
+
+    def _query(self, columns: Iterable[str]) -> Any:
+        raise NotImplementedError
+
+    @contextmanager
+    def _executed(self, values: Mapping[str, Any], columns: Iterable[str] = ()) -> Iterator[tuple[Any, _Statement]]:
+        using = router.db_for_write(self._model)
+        connection = connections[using]
+        key = (using, *columns)
+        if (statement := self._statements.get(key)) is None:
+            statement = self._statements[key] = _written(self._query(columns).get_compiler(using))
+        params = [
+            self._adapt(param.field_name, values, connection) if isinstance(param, Slot) else param
+            for param in statement.params
+        ]
+        with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+            cursor.execute(statement.sql, params)
+            yield cursor, statement
+
+    def _adapt(self, field_name: str, values: Mapping[str, Any], connection: Any) -> Any:
+        field: models.Field[Any, Any] = self._model._meta.get_field(field_name)  # type: ignore[assignment]
+        return field.get_db_prep_save(values[field_name], connection)
+
+
+def _written(compiler: Any) -> _Statement:
+    written = compiler.as_sql()
+    # Django thinks of an INSERT as several statements; of one row it is one.
+    sql, params = written[0] if isinstance(written, list) else written
+    selected = tuple(column for column, *_names in compiler.select or ())
+    return _Statement(sql, tuple(params), selected, compiler.get_converters(selected))
+
+
+class PreparedSelect(_Prepared[Row]):
+    def _query(self, columns: Iterable[str]) -> Any:
+        return self._rows().query
+
+    def first(self, **values: Any) -> Row | None:
+        """Return the first row, or None if there is none."""
+        with self._executed(values) as (cursor, statement):
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        using = router.db_for_write(self._model)
+        found = list(row)
+        for position, (converters, column) in statement.converters.items():
+            for convert in converters:
+                found[position] = convert(found[position], column, connections[using])
+        return self._model.from_db(using, [column.target.attname for column in statement.selected], found)
+
+
+class PreparedUpdate(_Prepared[Row]):
+    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]], **columns: Any) -> None:
+        """``columns`` get the same expressions, or slots, each time."""
+        super().__init__(model, rows)
+        self._columns = columns
+
+    def _query(self, columns: Iterable[str]) -> Any:
+        query: Any = self._rows().query.chain(UpdateQuery)
+        query.add_update_values({**self._columns, **{name: Slot(name) for name in columns}})
+        return query
+
+    def execute(self, columns: Iterable[str] = (), **values: Any) -> int:
+        """Set ``columns`` as well, whose values are among the ``values``. Return the number of rows."""
+        with self._executed(values, columns) as (cursor, _statement):
+            return int(cursor.rowcount)
+
+
+class PreparedDelete(_Prepared[Row]):
+    """Sends no signals, and leaves what refers to the rows alone."""
+
+    def _query(self, columns: Iterable[str]) -> Any:
+        return self._rows().query.chain(DeleteQuery)
+
+    def execute(self, **values: Any) -> int:
+        """Return the number of rows."""
+        with self._executed(values) as (cursor, _statement):
+            return int(cursor.rowcount)
+
+
+class PreparedInsert(_Prepared[Row]):
+    """Sends no signals, and doesn't tell the row's key."""
+
+    def __init__(self, model: type[Row]) -> None:
+        super().__init__(model, model._default_manager.none)
+        self._fields = [field for field in model._meta.concrete_fields if not field.primary_key]
+
+    def _query(self, columns: Iterable[str]) -> Any:
+        query = InsertQuery(self._model)
+        query.insert_values(self._fields, [self._model(**{field.attname: Slot(field.name) for field in self._fields})])
+        return query
+
+    def execute(self, row: Row) -> None:
+        with self._executed({field.name: field.pre_save(row, add=True) for field in self._fields}):
+            pass
