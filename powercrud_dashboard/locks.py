@@ -116,11 +116,12 @@ def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int]
     Raises:
         TaskConflict: if anyone else holds one of the objects.
     """
-    own = {holder.pk, *from_reservations}
+    reservations = list(from_reservations)
+    own = {holder.pk, *reservations}
     _serialise(keys)
     is_about_all = any(WHOLE_MODEL in object_ids for object_ids in keys.values())
     if not is_about_all and ConflictLock.objects.all().insert_free(keys, holder):
-        ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
+        _drop_empty(reservations)
         return
     for _attempt in range(TAKE_ATTEMPTS):
         held = ConflictLock.objects.all().held_among(keys)
@@ -128,10 +129,15 @@ def take(holder: ActiveTask, keys: LockKeys, *, from_reservations: Iterable[int]
         if others:
             raise conflict_error(others)
         if _hand_over(held, holder) and _insert_missing(keys, held, holder):
-            ActiveTask.objects.all().drop_empty_reservations(pk__in=list(from_reservations))
+            _drop_empty(reservations)
             return
         # Somebody was faster between the look and the write: look again.
     raise conflict_error(held)
+
+
+def _drop_empty(reservations: list[int]) -> None:
+    if reservations:
+        ActiveTask.objects.all().drop_empty_reservations(pk__in=reservations)
 
 
 def _serialise(keys: LockKeys) -> None:

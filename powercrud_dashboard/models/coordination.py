@@ -95,6 +95,11 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
             return None
         return _CLAIMED.first(task_name=task_name)
 
+    @staticmethod
+    def note_sent(active: ActiveTask, receipt: str) -> None:
+        """Note that the broker has taken the task, and what it knows the message by, if it tells."""
+        _NOTE_SENT.execute(id=active.pk, queue_receipt=receipt, sent_at=timezone.now())
+
     def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool) -> bool:
         """Let a task that failed wait for its next try; its locks stay. Return whether it was still that attempt's.
 
@@ -395,6 +400,12 @@ _CLAIM = PreparedUpdate(
     worker_pid=Slot("worker_pid"),
 )
 _CLAIMED = PreparedSelect(ActiveTask, lambda: ActiveTask.objects.running().filter(task_name=Slot("task_name")))
+_NOTE_SENT = PreparedUpdate(
+    ActiveTask,
+    lambda: ActiveTask.objects.filter(pk=Slot("id")),
+    queue_receipt=Slot("queue_receipt"),
+    sent_at=Slot("sent_at"),
+)
 _END = PreparedDelete(
     ActiveTask,
     lambda: ActiveTask.objects.filter(pk=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),

@@ -34,21 +34,26 @@ class KeptConnection:
         if djangos.settings_dict["CONN_MAX_AGE"] != 0 or djangos.settings_dict["OPTIONS"].get("pool"):
             yield
             return
+        if time.monotonic() - self._last_used > TRUSTED_FOR:
+            self.close()
         if self._connection is None:
             self._connection = connections.create_connection(alias)
-        elif time.monotonic() - self._last_used > TRUSTED_FOR:
-            self._connection.close()
         connections[alias] = self._connection
         try:
             yield
         except BaseException:
             # An interruption may have left it anywhere.
-            self._connection.close()
-            self._connection = None
+            self.close()
             raise
         finally:
             connections[alias] = djangos
             self._last_used = time.monotonic()
+
+    def close(self) -> None:
+        """Give the connection back; the next use opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 _kept: KeptConnection | None = None

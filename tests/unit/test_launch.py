@@ -51,7 +51,7 @@ def test_a_queued_task_is_recorded_before_anything_runs(manager, superuser, reco
 
 def test_a_launch_with_its_record_takes_few_statements(manager, django_assert_max_num_queries):
     """Two rows of history, one of coordination and the queue entry, each part in its savepoint."""
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(11):
         manager.launch_async_task(ADD, 1)
 
 

@@ -10,6 +10,7 @@ from django.db import OperationalError
 from django.utils import timezone
 from django_q.brokers.orm import ORM
 from django_q.models import OrmQ, Task
+from django_q.signals import post_execute_in_worker
 
 from powercrud_dashboard import lifecycle, queueing
 from powercrud_dashboard.async_context import TaskContext
@@ -112,6 +113,31 @@ def test_an_end_that_could_not_be_recorded_is_made_up_for_by_django_qs_hook(
     record = record_of(name)
     assert (record.status, record.result, record.error) == expected
     assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_takes_few_statements_and_two_transactions(manager, django_assert_max_num_queries):
+    """Nine begin a task and ten end it, with three events; one more is the look into the queue."""
+    manager.launch_async_task(ADD, 1)
+    with django_assert_max_num_queries(20) as captured:
+        deliver()
+    assert sum(query["sql"].startswith("SAVEPOINT") for query in captured) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("failures", [0, 3])
+def test_the_monitor_looks_after_a_task_only_if_its_end_could_not_be_recorded(manager, database_away, failures):
+    name = manager.launch_async_task(ADD, 1)
+    hook = OrmQ.objects.get().task["hook"]
+    database_away(failures)
+    deliver()
+    finished = {"name": name, "hook": hook, "result": 1}
+    post_execute_in_worker.send(sender="django_q", func=None, task=finished)
+    assert finished["hook"] == (hook if failures else None)
+    # A hook of the project's own is called in any case.
+    own = {"name": name, "hook": "project.hook", "result": 1}
+    post_execute_in_worker.send(sender="django_q", func=None, task=own)
+    assert own["hook"] == "project.hook"
 
 
 @pytest.mark.django_db(transaction=True)
