@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import django_tables2 as tables
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.template.loader import render_to_string
+from django.template.loader import get_template, render_to_string
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
@@ -85,6 +85,7 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         self.task_url = task_url
         self.object_url = object_url
         self.row_actions = row_actions
+        self._templates: dict[str, Any] = {}
 
     def render_selected(self, record: TaskRecord) -> str:
         return self._partial("tasks/_select.html", record)
@@ -93,7 +94,7 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         return self._partial("shared/_status.html", record)
 
     def render_label(self, record: TaskRecord) -> str:
-        return self._partial("tasks/_label.html", record)
+        return self._partial("tasks/_label.html", record, task_url=self.task_url(record))
 
     def render_affected_count(self, record: TaskRecord) -> str:
         objects = [
@@ -114,9 +115,10 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         return self._partial("tasks/_actions.html", record, row_actions=self.row_actions(record))
 
     def _partial(self, name: str, record: TaskRecord, **more: Any) -> str:
-        live = self.live.get(record.task_name)
-        context = {"record": record, "live": live, "task_url": self.task_url(record), **more}
-        return render_to_string(f"powercrud_dashboard/{name}", context)
+        # Found once for all rows.
+        if (template := self._templates.get(name)) is None:
+            template = self._templates[name] = get_template(f"powercrud_dashboard/{name}")
+        return template.render({"record": record, "live": self.live.get(record.task_name), **more})
 
 
 class FailureTable(tables.Table):  # type: ignore[misc]

@@ -15,7 +15,8 @@ class PeerRecordAdmin(BackgroundActionsMixin, admin.ModelAdmin):
     """The peer's records as a plain changelist; an action of ours is run on all of them."""
 
     list_display = ["task_name", "status", "message", "user_label", "created_at", "completed_at"]
-    list_per_page = 50
+    # As many rows as our list has.
+    list_per_page = 25
     actions = ["touch"]
 
     @background_action(permissions=["change"])
