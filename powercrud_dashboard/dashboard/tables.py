@@ -76,10 +76,10 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         object_url: Callable[[str, str], str],
         row_actions: Callable[[TaskRecord], Sequence[RowAction]],
         is_actionable: bool,
-        request: HttpRequest,
     ) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
-        super().__init__(InOrder(list(records)), exclude=exclude, order_by=sort, request=request)
+        # Not with the request: the table would cut the rows, which are one page already, into pages of its own.
+        super().__init__(InOrder(list(records)), exclude=exclude, order_by=sort)
         self.columns["duration"].column.orderable = status not in UNFINISHED
         self.live = live
         self.task_url = task_url
@@ -148,7 +148,7 @@ class FailureTable(tables.Table):  # type: ignore[misc]
         bulk_url: str,
         request: HttpRequest,
     ) -> None:
-        super().__init__(groups, exclude=() if actions else ("actions",), request=request)
+        super().__init__(groups, exclude=() if actions else ("actions",))
         self.group_url = group_url
         self.function_url = function_url
         self.task_url = task_url

@@ -54,6 +54,14 @@ def form_of(page: str, number: int) -> dict[str, str]:
     return {name: value.replace("&amp;", "&") for name, value in fields}
 
 
+def test_all_causes_are_on_one_page(boss, manager, record_of):
+    for number in range(30):
+        fail(manager, record_of, f"task-{number}", "it broke", func=f"billing.tasks.step_{number}")
+    page = boss.get(FAILURES).content.decode()
+    assert len(rows_of(page)) == 30
+    assert "pcrud-pages" not in page
+
+
 def test_failures_of_one_cause_are_one_row(client_of, superuser, failures):
     page = client_of(superuser).get(FAILURES).content.decode()
     rows = rows_of(page)

@@ -54,6 +54,15 @@ def test_rows_of_the_same_microsecond_are_each_shown_once(boss):
     assert walk(boss, LIST, "Next") == [[7, 6, 5], [4, 3, 2], [1, 0]]
 
 
+def test_a_page_shows_as_many_rows_as_it_is_set_to(boss, settings):
+    settings.POWERCRUD_SETTINGS = {}
+    for number in range(60):
+        make(number)
+    first, second = walk(boss, LIST, "Next")
+    assert (first, second) == (list(range(59, 9, -1)), list(range(9, -1, -1)))
+    assert boss.get(LIST).content.decode().count('class="pcrud-pages"') <= 1
+
+
 @pytest.mark.parametrize(
     "sort", ["created_at", "-created_at", "duration", "-duration", "label", "-user_label", "status"]
 )

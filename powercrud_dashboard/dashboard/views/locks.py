@@ -44,7 +44,6 @@ class LockListView(RefreshingPageView):
         links = ObjectLinks(self.admin_site, self.request)
         table = LockTable(
             self.get_queryset(),
-            request=self.request,
             holder_urls=holder_urls,
             object_url=lambda lock: links.url(lock.model_label, lock.object_id),
             release_url=self._release_url if access.may_release_locks(self.request.user) else None,

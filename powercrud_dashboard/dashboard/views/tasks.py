@@ -76,7 +76,6 @@ class TaskListView(RefreshingPageView):
             object_url=links.url,
             row_actions=lambda record: self._row_actions(actions, record),
             is_actionable=bool(actions),
-            request=self.request,
         )
         return super().get_context_data(
             title=_("Background tasks"),
