@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.template.loader import get_template, render_to_string
+from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
@@ -34,91 +35,54 @@ class InOrder(TableListData):  # type: ignore[misc]
         """Leave them as they are."""
 
 
-class TaskTable(tables.Table):  # type: ignore[misc]
-    """The rows of the task list. Cells that say more than a value are partials."""
+@dataclass(frozen=True)
+class TaskRow:
+    """A task as the list shows it."""
 
-    selected = tables.Column(verbose_name=_("Select"), empty_values=(), orderable=False)
+    record: TaskRecord
+    #: None once the task has ended.
+    live: LiveTask | None
+    url: str
+    #: The words of its first objects, and the addresses of their pages, as far as there are any.
+    objects: Sequence[tuple[str, str]]
+    actions: Sequence[RowAction]
+
+    @property
+    def objects_beyond(self) -> int:
+        """How many objects there are beside those that are shown."""
+        return max(0, self.record.affected_count - len(self.objects))
+
+
+class TaskTable(tables.Table):  # type: ignore[misc]
+    """The columns of the task list, and their order; the rows have a template of their own."""
+
+    selected = tables.Column(verbose_name=_("Select"), orderable=False)
     status = tables.Column(verbose_name=_("Status"))
-    label = tables.Column(verbose_name=_("Task"), attrs={"td": {"class": "pcrud-label"}})
+    label = tables.Column(verbose_name=_("Task"))
     affected_count = tables.Column(verbose_name=_("Objects"))
-    user_label = tables.Column(verbose_name=_("Launched by"), default="–")
-    progress = tables.Column(
-        verbose_name=_("Progress"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-doing"}}
-    )
-    duration = tables.Column(verbose_name=_("Time"), empty_values=(), attrs={"td": {"class": "pcrud-time"}})
-    created_at = tables.DateTimeColumn(verbose_name=_("Created"), short=True)
-    actions = tables.Column(verbose_name=_("Actions"), empty_values=(), orderable=False)
+    user_label = tables.Column(verbose_name=_("Launched by"))
+    progress = tables.Column(verbose_name=_("Progress"), orderable=False)
+    duration = tables.Column(verbose_name=_("Time"))
+    created_at = tables.Column(verbose_name=_("Created"))
+    actions = tables.Column(verbose_name=_("Actions"), orderable=False)
 
     class Meta:
-        model = TaskRecord
-        fields = (
-            "selected",
-            "status",
-            "label",
-            "affected_count",
-            "user_label",
-            "progress",
-            "duration",
-            "created_at",
-            "actions",
-        )
-        template_name = "powercrud_dashboard/tasks/_table.html"
+        template_name = "powercrud_dashboard/tasks/_task_table.html"
         empty_text = _("No tasks here.")
 
-    def __init__(
-        self,
-        records: Sequence[TaskRecord],
-        *,
-        sort: str,
-        status: str,
-        live: Mapping[str, LiveTask],
-        task_url: Callable[[TaskRecord], str],
-        object_url: Callable[[str, str], str],
-        row_actions: Callable[[TaskRecord], Sequence[RowAction]],
-        is_actionable: bool,
-    ) -> None:
+    def __init__(self, rows: Sequence[TaskRow], *, sort: str, status: str, is_actionable: bool) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
         # Not with the request: the table would cut the rows, which are one page already, into pages of its own.
-        super().__init__(InOrder(list(records)), exclude=exclude, order_by=sort)
+        super().__init__(InOrder(list(rows)), exclude=exclude, order_by=sort)
         self.columns["duration"].column.orderable = status not in UNFINISHED
-        self.live = live
-        self.task_url = task_url
-        self.object_url = object_url
-        self.row_actions = row_actions
-        self._templates: dict[str, Any] = {}
+        self.task_rows = rows
+        self.is_actionable = is_actionable
 
-    def render_selected(self, record: TaskRecord) -> str:
-        return self._partial("tasks/_select.html", record)
-
-    def render_status(self, record: TaskRecord) -> str:
-        return self._partial("shared/_status.html", record)
-
-    def render_label(self, record: TaskRecord) -> str:
-        return self._partial("tasks/_label.html", record, task_url=self.task_url(record))
-
-    def render_affected_count(self, record: TaskRecord) -> str:
-        objects = [
-            (item.get("text") or f"{item['model']} {item['id']}", self.object_url(item["model"], item["id"]))
-            for item in record.first_objects
-        ]
-        return self._partial(
-            "tasks/_objects.html", record, objects=objects, beyond=max(0, record.affected_count - len(objects))
-        )
-
-    def render_progress(self, record: TaskRecord) -> str:
-        return self._partial("shared/_progress.html", record, is_in_list=True)
-
-    def render_duration(self, record: TaskRecord) -> str:
-        return self._partial("shared/_duration.html", record)
-
-    def render_actions(self, record: TaskRecord) -> str:
-        return self._partial("tasks/_actions.html", record, row_actions=self.row_actions(record))
-
-    def _partial(self, name: str, record: TaskRecord, **more: Any) -> str:
-        # Found once for all rows.
-        if (template := self._templates.get(name)) is None:
-            template = self._templates[name] = get_template(f"powercrud_dashboard/{name}")
-        return template.render({"record": record, "live": self.live.get(record.task_name), **more})
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the headings by the columns' names."""
+        # Translated once, not for each row.
+        return {column.name: str(column.header) for column in self.columns}
 
 
 class FailureTable(tables.Table):  # type: ignore[misc]

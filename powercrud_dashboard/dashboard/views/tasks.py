@@ -15,7 +15,7 @@ from powercrud_dashboard.dashboard.listing import NEWER_AT_MOST, Listing
 from powercrud_dashboard.dashboard.live import live_tasks, running_state
 from powercrud_dashboard.dashboard.objects import ObjectLinks
 from powercrud_dashboard.dashboard.selection import BulkAction, RowAction, actions_for
-from powercrud_dashboard.dashboard.tables import TaskTable
+from powercrud_dashboard.dashboard.tables import TaskRow, TaskTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.search import CONSIDERED
@@ -64,19 +64,9 @@ class TaskListView(RefreshingPageView):
         flags = "".join(sorted({_FLAGS[record.status] for record in page.records if record.status in _FLAGS}))
         state = self._state(flags, happened)
         newest, newer = self._newest(page.records, held_at)
-        live = live_tasks(page.records)
         actions = actions_for(user)
-        links = ObjectLinks(self.admin_site, self.request)
-        table = TaskTable(
-            page.records,
-            sort=listing.sort,
-            status=listing.status,
-            live=live,
-            task_url=lambda record: self.url("change", record.pk),
-            object_url=links.url,
-            row_actions=lambda record: self._row_actions(actions, record),
-            is_actionable=bool(actions),
-        )
+        rows = self._rows(page.records, actions)
+        table = TaskTable(rows, sort=listing.sort, status=listing.status, is_actionable=bool(actions))
         return super().get_context_data(
             title=_("Background tasks"),
             is_task_list=True,
@@ -129,6 +119,23 @@ class TaskListView(RefreshingPageView):
         counts, current = self.listing.counts, self.listing.status
         tabs = [Tab(status, label, counts[status], status == current) for status, label in TABS]
         return [*tabs, Tab(None, _("All"), counts[""], not current)]
+
+    def _rows(self, records: list[TaskRecord], actions: list[BulkAction]) -> list[TaskRow]:
+        live = live_tasks(records)
+        links = ObjectLinks(self.admin_site, self.request)
+        return [
+            TaskRow(
+                record,
+                live.get(record.task_name),
+                self.url("change", record.pk),
+                [
+                    (item.get("text") or f"{item['model']} {item['id']}", links.url(item["model"], item["id"]))
+                    for item in record.first_objects
+                ],
+                self._row_actions(actions, record),
+            )
+            for record in records
+        ]
 
     def _row_actions(self, allowed: list[BulkAction], record: TaskRecord) -> list[RowAction]:
         bulk_url = self.url("bulk")
