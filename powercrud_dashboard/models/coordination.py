@@ -19,6 +19,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.models.managers import OfPrimary
 from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSelect, PreparedUpdate, Slot
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class ActiveTask(models.Model):
         related_name="+",
     )
 
-    objects = ActiveTaskQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(ActiveTaskQuerySet)()
 
     class Meta:
         verbose_name = _("active task")
@@ -367,7 +368,7 @@ class ConflictLock(models.Model):
     )
     locked_at = models.DateTimeField(_("locked at"), default=timezone.now)
 
-    objects = ConflictLockQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(ConflictLockQuerySet)()
 
     class Meta:
         verbose_name = _("conflict lock")

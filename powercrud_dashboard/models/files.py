@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.history import TaskRecord
+from powercrud_dashboard.models.managers import OfPrimary
 from powercrud_dashboard.models.status import TaskStatus
 
 
@@ -51,7 +52,7 @@ class TaskFile(models.Model):
     content = models.BinaryField(_("content"))
     created_at = models.DateTimeField(_("created at"), default=timezone.now)
 
-    objects = TaskFileQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(TaskFileQuerySet)()
 
     class Meta:
         verbose_name = _("task file")

@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.coordination import ActiveTask
+from powercrud_dashboard.models.managers import OfPrimary
 from powercrud_dashboard.models.prepared import PreparedInsert, PreparedSelect, PreparedUpdate, Slot
 from powercrud_dashboard.models.status import FINISHED, GIVEN_UP, UNFINISHED, FailureReason, TaskStatus
 
@@ -197,7 +198,7 @@ class TaskRecord(models.Model):
     #: From start to end; zero as long as the task has not ended, or if no worker began it.
     run_time = models.DurationField(_("run time"), default=timedelta)
 
-    objects = TaskRecordQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(TaskRecordQuerySet)()
 
     class Meta:
         verbose_name = _("task")
@@ -328,7 +329,7 @@ class TaskEvent(models.Model):
     message = models.TextField(_("message"), blank=True)
     payload = models.JSONField(_("details"), default=dict, blank=True, encoder=DjangoJSONEncoder)
 
-    objects = TaskEventQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(TaskEventQuerySet)()
 
     class Meta:
         verbose_name = _("task event")
@@ -402,7 +403,7 @@ class TaskObject(models.Model):
     outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome, blank=True)
     error = models.TextField(_("error"), blank=True)
 
-    objects = TaskObjectQuerySet.as_manager()
+    objects = OfPrimary.from_queryset(TaskObjectQuerySet)()
 
     class Meta:
         verbose_name = _("task object")

@@ -8,6 +8,13 @@ from typing import Any
 ARCHIVE = "archive"
 
 
+class ReplicaRouter:
+    """Has a database to read from that lags behind for ever: it has not even got the tables yet."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        return ARCHIVE if model._meta.label_lower.startswith("powercrud_dashboard.") else None
+
+
 class ArchiveRouter:
     """Keeps shelves in a database of their own, and nothing else there."""
 

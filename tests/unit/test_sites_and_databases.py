@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from powercrud_dashboard.admin.addresses import dashboard_url
+from powercrud_dashboard.exceptions import TaskConflict
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from tests.testapp.admin import ODD
 from tests.testapp.models import Project, Shelf
@@ -81,3 +82,21 @@ def test_they_are_locked_and_marked_as_any(boss):
     assert Shelf.objects.count() == 2
     boss.post(SHELVES, {"action": "delete_selected", "_selected_action": [other.pk], "post": "yes"})
     assert list(Shelf.objects.all()) == [shelf]
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_a_replica_that_lags_behind_decides_nothing(settings, boss, manager):
+    settings.DATABASE_ROUTERS = ["tests.testapp.routers.ReplicaRouter"]
+    ids = {"testapp.Project": {1}}
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1, conflict_ids=ids)
+    assert manager.check_conflict(ids) == {1}
+    with pytest.raises(TaskConflict):
+        manager.launch_async_task("tests.testapp.tasks.add", 1, conflict_ids=ids)
+    manager.update_progress(name, "half way")
+    assert manager.get_progress(name) == "half way"
+    assert manager.cancel_task(name)
+    assert not manager.check_conflict(ids)
+    manager.launch_async_task("tests.testapp.tasks.add", 1, conflict_ids=ids, sync=True)
+    assert list(TaskRecord.objects.values_list("status", flat=True)) == ["success", "cancelled"]
+    page = boss.get("/admin/powercrud_dashboard/taskrecord/").content.decode()
+    assert page.count("data-pcrud-row") == 2
