@@ -170,8 +170,8 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             "task": search.Words.of(given.get("task") or "", "task"),
             "user": search.Words.of(given.get("user") or "", "person"),
             "model": search.Words.of(given.get("model") or "", "model", is_phrase=True),
-            # Not exact, but what the index can say of it.
-            "function": search.Words.of(given.get("function") or "", "task"),
+            # Not exact, but what the index can say of it: the modules between are called alike everywhere.
+            "function": search.Words.of(" ".join(_ends_of(given.get("function") or "")), "task"),
         }
         if given.get("object_id"):
             # Its key and model together are looked up elsewhere.
@@ -217,3 +217,8 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             else:
                 labels[name] = item.label
         return labels
+
+
+def _ends_of(dotted_path: str) -> tuple[str, str]:
+    """Return the package and the name."""
+    return dotted_path.partition(".")[0], dotted_path.rpartition(".")[2]

@@ -325,19 +325,25 @@ def _fill_peer(count: int) -> None:
     from django.utils import timezone
 
     from tests.benchmarks.peer.models import PeerRecord
+    from tests.benchmarks.seed import BATCH, copy_rows
 
     now = timezone.now()
-    for first in range(0, count, 5_000):
-        PeerRecord.objects.bulk_create(
-            PeerRecord(
-                task_name=f"peer-{number}",
-                status="success" if number % 20 else "failed",
-                message=f"Processed {number} of {count}",
-                user_label="anna.arnold",
-                completed_at=now,
-            )
-            for number in range(first, min(first + 5_000, count))
+    originals = min(count, BATCH)
+    PeerRecord.objects.bulk_create(
+        PeerRecord(
+            task_name=f"peer-{number}",
+            status="success" if number % 20 else "failed",
+            message=f"Processed {number} of {count}",
+            user_label="anna.arnold",
+            completed_at=now,
         )
+        for number in range(originals)
+    )
+    first = PeerRecord.objects.earliest("pk").pk
+    for shift in range(originals, count, originals):
+        last = first + min(originals, count - shift)
+        changed = {"task_name": f"'peer-' || (id - {first} + {shift})"}
+        copy_rows(PeerRecord, changed, f"id >= {first} AND id < {last}")
     PeerRecord.objects.update(created_at=now - timedelta(days=1))
 
 
