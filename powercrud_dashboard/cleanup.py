@@ -31,7 +31,7 @@ SENDING_MAY_TAKE = 60
 #: Seconds that a record may stay open after its task's row is gone.
 RECORDING_MAY_TAKE = 60
 #: Records deleted in one transaction, so that a launch never waits long.
-PRUNED_AT_ONCE = 500
+PRUNED_AT_ONCE = 250
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Whether launches wait while half of a long history is pruned."""
+"""Whether launches wait while much of a long history is pruned."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ print(DashboardAsyncManager().cleanup_completed_tasks()["pruned_records"])
 """
 
 
-def pruning(records: int) -> Iterator[dict[str, Any]]:
-    """A launch every few milliseconds, without and with a prune beside it."""
+def pruning(records: int, share: float) -> Iterator[dict[str, Any]]:
+    """A launch every few milliseconds, without and with a prune of this share of the records beside it."""
     from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
     from powercrud_dashboard.models import TaskRecord
     from powercrud_dashboard.models.status import FINISHED
 
     manager = DashboardAsyncManager()
-    middle = TaskRecord.objects.order_by("created_at").values_list("created_at", flat=True)[records // 2]
-    days = (_now() - middle) / timedelta(days=1)
+    oldest_first = TaskRecord.objects.order_by("created_at").values_list("created_at", flat=True)
+    days = (_now() - oldest_first[int(records * share)]) / timedelta(days=1)
     retention = {str(status): days for status in FINISHED}
     empty_queue()
     quiet = [_launch(manager) for _ in range(200)]

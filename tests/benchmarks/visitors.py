@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -18,9 +18,7 @@ from tests.benchmarks.clock import Timing, percentile
 from tests.benchmarks.parts import LIST, WORK, line
 from tests.services import wait_until
 
-#: Tried in turn until the slowest one in twenty waits less than ``SOON``.
-CROWDS = (200, 100, 50, 25)
-#: Seconds.
+#: Seconds that the slowest one in twenty waits at most.
 SOON = 0.3
 INTERVAL = 2.0
 WATCHED_FOR = 20.0
@@ -28,10 +26,13 @@ WATCHED_FOR = 20.0
 NEWS_EVERY = 10.0
 
 
-def visitors() -> Iterator[dict[str, Any]]:
-    """The wait for a refresh every two seconds, from gunicorn with two workers."""
+def visitors(crowds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The wait for a refresh every two seconds, from gunicorn with two workers.
+
+    Ever smaller crowds are tried until it is short enough.
+    """
     for what, has_news in (("with nothing new", False), (f"as a task ends every {NEWS_EVERY:.0f} s", True)):
-        for crowd in CROWDS:
+        for crowd in crowds:
             with _server() as port:
                 waits = _watch(port, crowd, has_news=has_news)
             worst = percentile(waits, 0.95)
