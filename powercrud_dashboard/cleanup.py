@@ -166,7 +166,9 @@ class Cleanup:
         if self._dry_run:
             return expired.count()
         pruned = 0
-        while batch := list(expired.values_list("pk", flat=True)[:PRUNED_AT_ONCE]):
+        # In the order of the index that finds them: otherwise all that are left are sorted for each batch.
+        oldest = expired.order_by("finished_at").values_list("pk", flat=True)
+        while batch := list(oldest[:PRUNED_AT_ONCE]):
             pruned += len(batch)
             delete_records(batch)
         return pruned

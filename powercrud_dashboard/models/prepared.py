@@ -6,7 +6,7 @@ transaction in which that is done. What every task needs is therefore written be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -33,9 +33,9 @@ class Slot(Expression):
 class _Statement:
     sql: str
     params: tuple[Any, ...]
-    #: The columns that it reads, and what makes Python's values of them, by their positions.
+    #: The columns that it reads, and the positions of those whose values have to be converted.
     selected: tuple[Any, ...]
-    converters: Mapping[int, tuple[Sequence[Callable[..., Any]], Any]]
+    converted: tuple[int, ...]
 
 
 class _Prepared(Generic[Row]):
@@ -73,7 +73,7 @@ def _written(compiler: Any) -> _Statement:
     # Django thinks of an INSERT as several statements; of one row it is one.
     sql, params = written[0] if isinstance(written, list) else written
     selected = tuple(column for column, *_names in compiler.select or ())
-    return _Statement(sql, tuple(params), selected, compiler.get_converters(selected))
+    return _Statement(sql, tuple(params), selected, tuple(compiler.get_converters(selected)))
 
 
 class PreparedSelect(_Prepared[Row]):
@@ -87,10 +87,12 @@ class PreparedSelect(_Prepared[Row]):
         if row is None:
             return None
         using = router.db_for_write(self._model)
+        connection = connections[using]
         found = list(row)
-        for position, (converters, column) in statement.converters.items():
-            for convert in converters:
-                found[position] = convert(found[position], column, connections[using])
+        for position in statement.converted:
+            column = statement.selected[position]
+            for convert in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection)):
+                found[position] = convert(found[position], column, connection)
         return self._model.from_db(using, [column.target.attname for column in statement.selected], found)
 
 

@@ -47,3 +47,6 @@ else:
 
 # The same names for both managers.
 POWERCRUD_SETTINGS = {"ASYNC_ENABLED": True, "CACHE_NAME": "default"}
+
+# The peer warns of each conflict with all keys.
+LOGGING = {"version": 1, "disable_existing_loggers": False, "loggers": {"powercrud": {"level": "ERROR"}}}

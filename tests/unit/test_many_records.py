@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
+from powercrud_dashboard import cleanup
 from powercrud_dashboard.dashboard import counting, listing, triage
 from powercrud_dashboard.models import TaskObject, TaskRecord, search
 from tests import work
@@ -43,4 +44,15 @@ def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address
     response, queries, heaviest, plan = work.of_request(lambda: client.get(LIST + address))
     assert response.status_code == 200
     assert queries <= 12
+    assert heaviest <= BOUND, plan
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("many_records")
+def test_pruning_looks_at_what_it_deletes_and_not_at_all_that_is_left_each_time(settings, monkeypatch, manager):
+    # They lie two minutes apart: half of them have expired.
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": RECORDS / 720 / 2}}
+    monkeypatch.setattr(cleanup, "PRUNED_AT_ONCE", 500)
+    summary, __, heaviest, plan = work.of_request(manager.cleanup_completed_tasks)
+    assert summary["pruned_records"] > RECORDS * 0.4
     assert heaviest <= BOUND, plan
