@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
@@ -17,14 +16,14 @@ from django_tables2.data import TableListData
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.formatting import duration
-from powercrud_dashboard.models import ConflictLock, TaskRecord
+from powercrud_dashboard.dashboard.rows import TaskRow, rendered
+from powercrud_dashboard.models import ConflictLock
 from powercrud_dashboard.models.status import UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from powercrud_dashboard.dashboard.live import LiveTask
-    from powercrud_dashboard.dashboard.selection import BulkAction, RowAction
+    from powercrud_dashboard.dashboard.selection import BulkAction
     from powercrud_dashboard.dashboard.triage import FailureGroup
 
 
@@ -33,24 +32,6 @@ class InOrder(TableListData):  # type: ignore[misc]
 
     def order_by(self, aliases: Sequence[str]) -> None:
         """Leave them as they are."""
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """A task as the list shows it."""
-
-    record: TaskRecord
-    #: None once the task has ended.
-    live: LiveTask | None
-    url: str
-    #: The words of its first objects, and the addresses of their pages, as far as there are any.
-    objects: Sequence[tuple[str, str]]
-    actions: Sequence[RowAction]
-
-    @property
-    def objects_beyond(self) -> int:
-        """How many objects there are beside those that are shown."""
-        return max(0, self.record.affected_count - len(self.objects))
 
 
 class TaskTable(tables.Table):  # type: ignore[misc]
@@ -75,14 +56,15 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         # Not with the request: the table would cut the rows, which are one page already, into pages of its own.
         super().__init__(InOrder(list(rows)), exclude=exclude, order_by=sort)
         self.columns["duration"].column.orderable = status not in UNFINISHED
-        self.task_rows = rows
-        self.is_actionable = is_actionable
+        self._task_rows = rows
+        self._is_actionable = is_actionable
 
     @property
-    def labels(self) -> dict[str, str]:
-        """Return the headings by the columns' names."""
+    def rendered_rows(self) -> list[str]:
+        """Return the HTML of each row."""
         # Translated once, not for each row.
-        return {column.name: str(column.header) for column in self.columns}
+        labels = {column.name: str(column.header) for column in self.columns}
+        return rendered(self._task_rows, labels=labels, is_actionable=self._is_actionable)
 
 
 class FailureTable(tables.Table):  # type: ignore[misc]

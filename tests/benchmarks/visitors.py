@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import re
 import socket
@@ -49,7 +50,8 @@ def _server() -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-W", "ignore", "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
     command += ["--log-level", "critical", "--backlog", "512", "django.core.wsgi:get_wsgi_application()"]
-    process = subprocess.Popen(command)
+    # As a site with many visitors is set.
+    process = subprocess.Popen(command, env={**os.environ, "PCRUD_BENCH_CONN_MAX_AGE": "60"})
     try:
         wait_until(lambda: _answers(port), "the web server answers")
         yield port

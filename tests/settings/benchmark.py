@@ -16,7 +16,7 @@ if ENVIRONMENT == "sqlite":
     from tests.settings.sqlite import DATABASES
 else:
     from tests.settings.postgresql import DATABASES
-DATABASES = {"default": DATABASES["default"]}
+DATABASES = {"default": {**DATABASES["default"], "CONN_MAX_AGE": int(os.environ.get("PCRUD_BENCH_CONN_MAX_AGE", "0"))}}
 DATABASE_ROUTERS = []
 
 NOT_NEEDED = ("import_export", "django_object_actions", "tests.testapp")

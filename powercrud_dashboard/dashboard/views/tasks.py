@@ -14,8 +14,9 @@ from powercrud_dashboard.dashboard.counting import Count
 from powercrud_dashboard.dashboard.listing import NEWER_AT_MOST, Listing
 from powercrud_dashboard.dashboard.live import live_tasks, running_state
 from powercrud_dashboard.dashboard.objects import ObjectLinks
+from powercrud_dashboard.dashboard.rows import TaskRow
 from powercrud_dashboard.dashboard.selection import BulkAction, RowAction, actions_for
-from powercrud_dashboard.dashboard.tables import TaskRow, TaskTable
+from powercrud_dashboard.dashboard.tables import TaskTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.search import CONSIDERED
