@@ -61,7 +61,7 @@ bench:
 	@test -x $(BENCH)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BENCH)/bin/python -m pip install --quiet --editable . --group bench
-	$(BENCH)/bin/python -m tests.benchmarks.bench
+	$(BENCH)/bin/python -m tests.benchmarks.bench --json build/benchmarks.json $(ARGS)
 
 # The pictures in docs/images, anew. Needs Chromium.
 screenshots: $(INSTALLED)

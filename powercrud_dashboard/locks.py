@@ -60,10 +60,10 @@ def held_ids(conflict_ids: ConflictIds) -> set[Hashable]:
     for label, values in conflict_ids.items():
         model_label, originals = _by_key(label, values)
         for locks in ConflictLock.objects.all().in_the_way_of({model_label: originals}):
-            for object_id in locks.values_list("object_id", flat=True):
-                # A lock on the whole model is one on each object; who asks for the whole model meets any lock.
-                everything = object_id == WHOLE_MODEL or WHOLE_MODEL in originals
-                held.update(originals.values() if everything else [originals[object_id]])
+            found = set(locks.values_list("object_id", flat=True))
+            # A lock on the whole model is one on each object; who asks for the whole model meets any lock.
+            everything = WHOLE_MODEL in found or (found and WHOLE_MODEL in originals)
+            held.update(originals.values() if everything else map(originals.__getitem__, found))
     return held
 
 
@@ -78,6 +78,10 @@ def _by_key(label: str, values: Iterable[Any]) -> tuple[str, dict[str, Any]]:
     except (LookupError, ValueError):
         return label.lower(), {str(_key_of(value)): _key_of(value) for value in values}
     options = model._meta.concrete_model._meta
+    values = list(values)
+    if isinstance(options.pk, models.IntegerField) and all(type(value) is int for value in values):
+        # They are many at times, and as they should be.
+        return options.label_lower, dict(zip(map(str, values), values, strict=True))
     try:
         return options.label_lower, {_as_text(options.pk, _key_of(value)): _key_of(value) for value in values}
     except ValidationError as error:
