@@ -470,7 +470,8 @@ def one_column(values: list[str], *, using: str) -> RawSQL | None:
 
 
 def _one_parameter(values: list[str], connection: Any) -> Any:
-    return json.dumps(values) if connection.vendor == "sqlite" else values
+    # In order, as SQLite then goes through its index once instead of here and there.
+    return json.dumps(sorted(values)) if connection.vendor == "sqlite" else values
 
 
 def in_chunks(items: Iterable[Item], *, using: str) -> Iterator[list[Item]]:

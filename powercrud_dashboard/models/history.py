@@ -301,12 +301,13 @@ class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
         for event in events:
             _ADD.execute(event)
 
-    def newest_state(self) -> str:
+    @staticmethod
+    def newest_state() -> str:
         """Return a text that differs when something has happened.
 
         It tells of the newest few events, as one may be committed after others with higher keys.
         """
-        newest = list(self.order_by("-pk").values_list("pk", flat=True)[:COMMITTED_OUT_OF_ORDER])
+        newest = _NEWEST.keys()
         return f"{newest[0]}-{sum(newest[0] - pk for pk in newest)}" if newest else ""
 
 
@@ -343,6 +344,7 @@ class TaskEvent(models.Model):
 
 
 _ADD = PreparedInsert(TaskEvent)
+_NEWEST = PreparedSelect(TaskEvent, lambda: TaskEvent.objects.order_by("-pk").only("pk")[:COMMITTED_OUT_OF_ORDER])
 
 
 class Outcome(models.TextChoices):

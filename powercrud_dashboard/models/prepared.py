@@ -95,6 +95,11 @@ class PreparedSelect(_Prepared[Row]):
                 found[position] = convert(found[position], column, connection)
         return self._model.from_db(using, [column.target.attname for column in statement.selected], found)
 
+    def keys(self, **values: Any) -> list[Any]:
+        """Return what the first column has in each row, as the database returns it."""
+        with self._executed(values) as (cursor, _statement):
+            return [row[0] for row in cursor.fetchall()]
+
 
 class PreparedUpdate(_Prepared[Row]):
     def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]], **columns: Any) -> None:

@@ -48,6 +48,11 @@ def test_a_select_of_some_columns_leaves_the_others_to_be_loaded_when_they_are_w
     assert found.label == "two"
 
 
+def test_a_select_returns_the_keys_of_all_rows_in_their_order(records):
+    newest = PreparedSelect(TaskRecord, lambda: TaskRecord.objects.order_by("-pk").only("pk")[:2])
+    assert newest.keys() == [records[2].pk, records[1].pk]
+
+
 def test_an_update_sets_what_is_fixed_and_what_is_given(records):
     update = PreparedUpdate(
         TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")), attempts=F("attempts") + 10
