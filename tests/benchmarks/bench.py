@@ -59,8 +59,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         scale, unit = SCALE[line["unit"]], line["unit"]
         medians = "; ".join(f"{name} {_spread(it, scale, unit)}" for name, it in line["timings"].items())
-        facts = {name: value for name, value in line.items() if name in ("queries", "peak_megabytes")}
-        more = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in facts.items())
+        queries = ", ".join(f"{name} {count}" for name, count in line.get("queries", {}).items())
+        more = f"; queries: {queries}" if queries else ""
+        more += f"; at most {line['peak_megabytes']} MB" if "peak_megabytes" in line else ""
         rows.append(f"| {line['what']} | {line['environment']} | {medians}{more} | {_ratios(line['timings'])} |")
     return "\n".join(rows) + "\n"
 

@@ -16,7 +16,7 @@ class PeerRecordAdmin(BackgroundActionsMixin, admin.ModelAdmin):
 
     list_display = ["task_name", "status", "message", "user_label", "created_at", "completed_at"]
     # As many rows as our list has.
-    list_per_page = 25
+    list_per_page = 50
     actions = ["touch"]
 
     @background_action(permissions=["change"])
