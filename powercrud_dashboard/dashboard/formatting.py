@@ -22,7 +22,8 @@ def duration(value: timedelta | None) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = [(days, _("d")), (hours, _("h")), (minutes, _("min")), (seconds, _("s"))]
-    shown = [f"{number} {unit}" for number, unit in parts if number]
+    # A number and its unit stay on one line.
+    shown = [f"{number}\N{NO-BREAK SPACE}{unit}" for number, unit in parts if number]
     return " ".join(shown[:2])
 
 

@@ -129,7 +129,7 @@ def test_a_running_task_says_how_long_it_will_take_once_it_can_be_told(client_of
     ActiveTask.objects.filter(task_name=record.task_name).update(started_at=timezone.now() - timedelta(seconds=90))
     # Three of four steps took 90 seconds.
     page = client.get(page_of(record), headers=HTMX).content.decode()
-    assert "about 30 s left" in page
+    assert "about 30\N{NO-BREAK SPACE}s left" in page
     assert "under 1 s ago" in page
 
 

@@ -256,7 +256,7 @@ def test_running_tasks_tell_their_worker_and_when_it_was_heard_of(boss, manager)
     TaskRecord.objects.all().record_start(name, attempt=1)
     ActiveTask.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=12))
     page = boss.get(LIST).content.decode()
-    assert re.search(r"worker 4711 on worker-7, heard 1[2-9] s ago", page)
+    assert re.search(r"worker 4711 on worker-7, heard 1[2-9]\ss ago", page)
 
 
 def test_unfinished_tasks_tell_how_many_objects_they_lock(boss, manager):

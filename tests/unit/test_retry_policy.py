@@ -288,7 +288,7 @@ def waiting(manager, record_of, superuser) -> TaskRecord:
 
 def test_its_page_shows_when_it_runs_next_and_why(client_of, superuser, waiting):
     page = client_of(superuser).get(f"{PAGES}{waiting.pk}/change/").content.decode()
-    assert re.search(r"Runs again in \d+ min.*\(retry 1 of 3\)", page)
+    assert re.search(r"Runs again in \d+\smin.*\(retry 1 of 3\)", page)
     assert "Try 1 failed" in page
     assert "LookupError" in page
     assert "Run now" in page
