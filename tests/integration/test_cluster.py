@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 from django.conf import settings as django_settings
@@ -352,3 +353,16 @@ def test_an_admin_action_runs_in_a_worker(cluster, client_of, superuser, make_pr
     assert list(Project.objects.filter(archived=True).values_list("pk", flat=True)) == chosen
     assert record.events.get(event="log").message == "Archived by boss."
     assert (record.progress_current, record.progress_total) == (2, 2)
+
+
+@pytest.mark.parametrize(("function", "each"), [("connections_made", 0), ("connections_made_by_a_query", 1)])
+def test_a_worker_connects_for_the_functions_of_its_tasks_and_not_for_its_own_writing(cluster, manager, function, each):
+    for _ in range(9):
+        manager.launch_async_task(f"tests.testapp.tasks.{function}")
+    wait_until(lambda: TaskRecord.objects.completed().count() == 9, "the tasks end")
+    by_worker: dict[int, list[int]] = {}
+    for result in TaskRecord.objects.order_by("finished_at").values_list("result", flat=True):
+        by_worker.setdefault(result["pid"], []).append(result["made"])
+    # What a worker opens for its first task is for all.
+    grown = {later - earlier for made in by_worker.values() for earlier, later in pairwise(made)}
+    assert grown == {each}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.backends.signals import connection_created
 
 from powercrud_dashboard.async_context import get_current_task, register_descendant_conflicts, track
 from powercrud_dashboard.async_manager import AsyncManager
@@ -191,3 +193,26 @@ def fail_with_a_secret(secret: str) -> None:
 
 def return_much(size: int) -> str:
     return "x" * size
+
+
+_connections_made = 0
+
+
+def _count_connection(**kwargs: Any) -> None:
+    global _connections_made
+    # Others are the reporter's and the watch's, which come and go.
+    if threading.current_thread() is threading.main_thread():
+        _connections_made += 1
+
+
+connection_created.connect(_count_connection)
+
+
+def connections_made() -> dict[str, int]:
+    """Return how many connections the thread that runs tasks has opened in this process."""
+    return {"pid": os.getpid(), "made": _connections_made}
+
+
+def connections_made_by_a_query() -> dict[str, int]:
+    Project.objects.exists()
+    return connections_made()
