@@ -409,7 +409,9 @@ _NOTE_SENT = PreparedUpdate(
 )
 _END = PreparedDelete(
     ActiveTask,
-    lambda: ActiveTask.objects.filter(pk=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),
+    lambda: ActiveTask.objects.all().of_attempt(
+        ActiveTask(id=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),
+    ),
 )
 _RELEASE = PreparedDelete(ConflictLock, lambda: ConflictLock.objects.filter(active_task=Slot("active_task")))
 

@@ -107,7 +107,7 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
         ended_for_sure = facts["status"] in (TaskStatus.SUCCESS, TaskStatus.FAILED)
         corrects = ended_for_sure and facts.get("failure_reason") not in GIVEN_UP
         change = _CORRECT if corrects else _CHANGE
-        return change.execute(facts, task_name=task_name, **facts) == 1
+        return change.execute(columns=facts, task_name=task_name, **facts) == 1
 
     def guessed(self) -> TaskRecordQuerySet:
         """Failed records of tasks that were given up, which may still turn out to have ended in another way."""

@@ -1,7 +1,7 @@
 """Statements that Django writes once, and that from then on only get their values.
 
 To have Django write a statement takes several times as long as to execute it, and whoever wants to write waits for a
-transaction in which that is done. What every task needs is therefore written beforehand.
+transaction in which that is done. What every task needs is therefore written for the first one only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from django.db import connections, models, router, transaction
 from django.db.models import Expression
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
+from django.utils.functional import cached_property
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -39,10 +40,8 @@ class _Statement:
 
 
 class _Prepared(Generic[Row]):
-    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]]) -> None:
-        """``rows`` returns a queryset that has a :class:`Slot` in the place of each value that is to come."""
+    def __init__(self, model: type[Row]) -> None:
         self._model = model
-        self._rows = rows
         self._statements: dict[tuple[str, ...], _Statement] = {}
 
     def _query(self, columns: Iterable[str]) -> Any:
@@ -76,24 +75,29 @@ def _written(compiler: Any) -> _Statement:
     return _Statement(sql, tuple(params), selected, tuple(compiler.get_converters(selected)))
 
 
-class PreparedSelect(_Prepared[Row]):
+class _PreparedOfRows(_Prepared[Row]):
+    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]]) -> None:
+        """``rows`` returns a queryset that has a :class:`Slot` in the place of each value that is to come."""
+        super().__init__(model)
+        self._rows = rows
+
+
+class PreparedSelect(_PreparedOfRows[Row]):
     def _query(self, columns: Iterable[str]) -> Any:
         return self._rows().query
 
     def first(self, **values: Any) -> Row | None:
         """Return the first row, or None if there is none."""
         with self._executed(values) as (cursor, statement):
-            row = cursor.fetchone()
+            row, connection = cursor.fetchone(), cursor.db
         if row is None:
             return None
-        using = router.db_for_write(self._model)
-        connection = connections[using]
         found = list(row)
         for position in statement.converted:
             column = statement.selected[position]
             for convert in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection)):
                 found[position] = convert(found[position], column, connection)
-        return self._model.from_db(using, [column.target.attname for column in statement.selected], found)
+        return self._model.from_db(connection.alias, [column.target.attname for column in statement.selected], found)
 
     def keys(self, **values: Any) -> list[Any]:
         """Return what the first column has in each row, as the database returns it."""
@@ -101,7 +105,7 @@ class PreparedSelect(_Prepared[Row]):
             return [row[0] for row in cursor.fetchall()]
 
 
-class PreparedUpdate(_Prepared[Row]):
+class PreparedUpdate(_PreparedOfRows[Row]):
     def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]], **columns: Any) -> None:
         """``columns`` get the same expressions, or slots, each time."""
         super().__init__(model, rows)
@@ -118,7 +122,7 @@ class PreparedUpdate(_Prepared[Row]):
             return int(cursor.rowcount)
 
 
-class PreparedDelete(_Prepared[Row]):
+class PreparedDelete(_PreparedOfRows[Row]):
     """Sends no signals, and leaves what refers to the rows alone."""
 
     def _query(self, columns: Iterable[str]) -> Any:
@@ -133,9 +137,9 @@ class PreparedDelete(_Prepared[Row]):
 class PreparedInsert(_Prepared[Row]):
     """Sends no signals, and doesn't tell the row's key."""
 
-    def __init__(self, model: type[Row]) -> None:
-        super().__init__(model, model._default_manager.none)
-        self._fields = [field for field in model._meta.concrete_fields if not field.primary_key]
+    @cached_property
+    def _fields(self) -> list[models.Field[Any, Any]]:
+        return [field for field in self._model._meta.concrete_fields if not field.primary_key]
 
     def _query(self, columns: Iterable[str]) -> Any:
         query = InsertQuery(self._model)
