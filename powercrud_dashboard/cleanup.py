@@ -126,7 +126,7 @@ class Cleanup:
             found = self._describe(reservation, "reservation expired")
             if not self._dry_run:
                 with write_transaction():
-                    ActiveTask.objects.all().end(reservation)
+                    ActiveTask.objects.end(reservation)
             self._summary.cleaned[reservation.task_name] = found
 
     def _close_abandoned_records(self) -> None:
@@ -230,7 +230,7 @@ def release_stale_holders(manager_of: ManagerOf, conflicting: list[str]) -> bool
         released |= give_up(manager_of(active.manager_class), active, FailureReason.WORKER_LOST)
     for reservation in ActiveTask.objects.expired_reservations().filter(task_name__in=conflicting):
         with write_transaction():
-            released |= ActiveTask.objects.all().end(reservation) is not None
+            released |= ActiveTask.objects.end(reservation) is not None
     return released
 
 

@@ -298,7 +298,7 @@ def _enqueue_in_transaction(
 
 def _note_sent(active: ActiveTask, receipt: str) -> None:
     # A worker may be at the task already, or through with it: then nothing is there to note.
-    ActiveTask.objects.all().note_sent(active, receipt)
+    ActiveTask.objects.note_sent(active, receipt)
 
 
 def _check_name(what: str, name: str) -> None:

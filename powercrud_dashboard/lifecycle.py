@@ -121,7 +121,7 @@ def end(
     """
     task_name = active.task_name
     with write_transaction():
-        released = ActiveTask.objects.all().end(active)
+        released = ActiveTask.objects.end(active)
         if released is None:
             return False
         cleanup = {"reason": event, "conflict_lock_keys": released}

@@ -36,7 +36,7 @@ def record_events(task_name: str, events: Sequence[tuple[str, Payload]]) -> None
         if event == "create":
             timeline = _Timeline(_create(task_name, payload))
         elif timeline is None:
-            record = TaskRecord.objects.all().known_of(task_name)
+            record = TaskRecord.objects.known_of(task_name)
             if record is None:
                 logger.warning("There is no record of task %s for its %r event", task_name, event)
                 return
@@ -130,7 +130,7 @@ class _Timeline:
         return True
 
     def write(self) -> None:
-        TaskEvent.objects.all().add(self._new)
+        TaskEvent.objects.add(self._new)
 
 
 def _record_outcomes(record: TaskRecord, payload: Payload) -> None:
@@ -247,11 +247,11 @@ def _first_keys(conflict_ids: Mapping[str, list[str]], limit: int) -> dict[str, 
 
 
 def _start(record: TaskRecord, payload: Payload) -> bool:
-    return TaskRecord.objects.all().record_start(record.task_name, attempt=payload.get("attempt", 1))
+    return TaskRecord.objects.record_start(record.task_name, attempt=payload.get("attempt", 1))
 
 
 def _complete(record: TaskRecord, payload: Payload) -> bool:
-    changed = TaskRecord.objects.all().record_success(
+    changed = TaskRecord.objects.record_success(
         record, result=to_json(payload.get("result")), **_last_progress(payload)
     )
     if changed:
@@ -273,7 +273,7 @@ def _count_outcomes(record: TaskRecord, payload: Payload) -> None:
 
 
 def _fail(record: TaskRecord, payload: Payload) -> bool:
-    changed = TaskRecord.objects.all().record_failure(record, **_error(payload), **_last_progress(payload))
+    changed = TaskRecord.objects.record_failure(record, **_error(payload), **_last_progress(payload))
     if changed:
         _count_outcomes(record, payload)
         _leave_unreached(record)
@@ -297,11 +297,11 @@ def _retry(record: TaskRecord, payload: Payload) -> bool:
     if not payload.get("postponed"):
         # A person has launched an ended task again, as a new one: this one stays as it is.
         return True
-    return TaskRecord.objects.all().record_postponed(record.task_name, **_error(payload))
+    return TaskRecord.objects.record_postponed(record.task_name, **_error(payload))
 
 
 def _cancel(record: TaskRecord, payload: Payload) -> bool:
-    changed = TaskRecord.objects.all().record_cancel(record, **_last_progress(payload))
+    changed = TaskRecord.objects.record_cancel(record, **_last_progress(payload))
     if changed:
         _count_outcomes(record, payload)
         _leave_unreached(record)

@@ -89,18 +89,6 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         long_ago = Q(queued_at__lt=Now() - timedelta(seconds=seconds))
         return self.ready().filter(long_ago | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
 
-    @staticmethod
-    def claim_pending(task_name: str, *, host: str, pid: int) -> ActiveTask | None:
-        """Make a queued task this worker's, and return it; None if it was not to be had any more."""
-        if not _CLAIM.execute(task_name=task_name, worker_host=host, worker_pid=pid):
-            return None
-        return _CLAIMED.first(task_name=task_name)
-
-    @staticmethod
-    def note_sent(active: ActiveTask, receipt: str) -> None:
-        """Note that the broker has taken the task, and what it knows the message by, if it tells."""
-        _NOTE_SENT.execute(id=active.pk, queue_receipt=receipt, sent_at=timezone.now())
-
     def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool) -> bool:
         """Let a task that failed wait for its next try; its locks stay. Return whether it was still that attempt's.
 
@@ -128,12 +116,6 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         """Put a task that waits for its next try among the queued ones. Return whether it still waited."""
         still_waiting = self.waiting().filter(pk=active.pk, attempt=active.attempt)
         return still_waiting.update(next_run_at=None, sent_at=None, queued_at=Now()) == 1
-
-    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> ActiveTask | None:
-        """Make a lost worker's task this worker's, and return it; None if it has shown life since it was read."""
-        if not self.still_silent(lost).update(**_BEGUN, worker_host=host, worker_pid=pid):
-            return None
-        return _CLAIMED.first(task_name=lost.task_name)
 
     def claimed_by(self, *, host: str, pid: int, within: float) -> ActiveTaskQuerySet:
         """Running tasks that this worker has claimed in the last so many seconds."""
@@ -168,8 +150,30 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
         locks = ConflictLock.objects.using(self.db).filter(active_task_id=models.OuterRef("pk"))
         self.reservations().filter(~models.Exists(locks), **which)._raw_delete(self.db)
 
-    @staticmethod
-    def end(active: ActiveTask) -> int | None:
+
+_ActiveTaskBase = OfPrimary.from_queryset(ActiveTaskQuerySet)
+
+
+class ActiveTaskManager(_ActiveTaskBase["ActiveTask"]):
+    """What is done to one task at a time."""
+
+    def claim_pending(self, task_name: str, *, host: str, pid: int) -> ActiveTask | None:
+        """Make a queued task this worker's, and return it; None if it was not to be had any more."""
+        if not _CLAIM.execute(task_name=task_name, worker_host=host, worker_pid=pid):
+            return None
+        return _CLAIMED.first(task_name=task_name)
+
+    def note_sent(self, active: ActiveTask, receipt: str) -> None:
+        """Note that the broker has taken the task, and what it knows the message by, if it tells."""
+        _NOTE_SENT.execute(id=active.pk, queue_receipt=receipt, sent_at=timezone.now())
+
+    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> ActiveTask | None:
+        """Make a lost worker's task this worker's, and return it; None if it has shown life since it was read."""
+        if not self.all().still_silent(lost).update(**_BEGUN, worker_host=host, worker_pid=pid):
+            return None
+        return _CLAIMED.first(task_name=lost.task_name)
+
+    def end(self, active: ActiveTask) -> int | None:
         """Remove the row and its locks if ``active`` still describes it.
 
         Return the number of locks released, or None if the task has passed to another
@@ -240,7 +244,7 @@ class ActiveTask(models.Model):
         related_name="+",
     )
 
-    objects = OfPrimary.from_queryset(ActiveTaskQuerySet)()
+    objects = ActiveTaskManager()
 
     class Meta:
         verbose_name = _("active task")

@@ -70,6 +70,17 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
         """Records of this status that ended more than so many days ago."""
         return self.filter(status=status, finished_at__lt=timezone.now() - timedelta(days=days))
 
+    def guessed(self) -> TaskRecordQuerySet:
+        """Failed records of tasks that were given up, which may still turn out to have ended in another way."""
+        return self.filter(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
+
+
+_TaskRecordBase = OfPrimary.from_queryset(TaskRecordQuerySet)
+
+
+class TaskRecordManager(_TaskRecordBase["TaskRecord"]):
+    """What is written of one task at a time."""
+
     def record_start(self, task_name: str, *, attempt: int) -> bool:
         return self._move(task_name, status=TaskStatus.IN_PROGRESS, started_at=timezone.now(), attempts=attempt)
 
@@ -95,28 +106,21 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
     def record_cancel(self, record: TaskRecord, **facts: Any) -> bool:
         return self._end(record, status=TaskStatus.CANCELLED, **facts)
 
-    @classmethod
-    def _end(cls, record: TaskRecord, **facts: Any) -> bool:
+    def known_of(self, task_name: str) -> TaskRecord | None:
+        """Return the record with what its later events need to know of it, without its wide columns."""
+        return _KNOWN.first(task_name=task_name)
+
+    def _end(self, record: TaskRecord, **facts: Any) -> bool:
         now = timezone.now()
         ran_for = now - record.started_at if record.started_at else timedelta()
-        return cls._move(record.task_name, finished_at=now, run_time=ran_for, **facts)
+        return self._move(record.task_name, finished_at=now, run_time=ran_for, **facts)
 
-    @staticmethod
-    def _move(task_name: str, **facts: Any) -> bool:
+    def _move(self, task_name: str, **facts: Any) -> bool:
         """Change a record that has not ended, or whose end was a guess that the worker now corrects."""
         ended_for_sure = facts["status"] in (TaskStatus.SUCCESS, TaskStatus.FAILED)
         corrects = ended_for_sure and facts.get("failure_reason") not in GIVEN_UP
         change = _CORRECT if corrects else _CHANGE
         return change.execute(columns=facts, task_name=task_name, **facts) == 1
-
-    def guessed(self) -> TaskRecordQuerySet:
-        """Failed records of tasks that were given up, which may still turn out to have ended in another way."""
-        return self.filter(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
-
-    @staticmethod
-    def known_of(task_name: str) -> TaskRecord | None:
-        """Return the record with what its later events need to know of it, without its wide columns."""
-        return _KNOWN.first(task_name=task_name)
 
 
 class TaskRecord(models.Model):
@@ -198,7 +202,7 @@ class TaskRecord(models.Model):
     #: From start to end; zero as long as the task has not ended, or if no worker began it.
     run_time = models.DurationField(_("run time"), default=timedelta)
 
-    objects = OfPrimary.from_queryset(TaskRecordQuerySet)()
+    objects = TaskRecordManager()
 
     class Meta:
         verbose_name = _("task")
@@ -293,6 +297,13 @@ class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
     def of_task(self, task_name: str) -> TaskEventQuerySet:
         return self.filter(record__task_name=task_name)
 
+
+_TaskEventBase = OfPrimary.from_queryset(TaskEventQuerySet)
+
+
+class TaskEventManager(_TaskEventBase["TaskEvent"]):
+    """What is written and asked of all events."""
+
     def add(self, events: list[TaskEvent]) -> None:
         """Insert events; no signals are sent."""
         if len(events) > FEW_EVENTS:
@@ -301,8 +312,7 @@ class TaskEventQuerySet(models.QuerySet["TaskEvent"]):
         for event in events:
             _ADD.execute(event)
 
-    @staticmethod
-    def newest_state() -> str:
+    def newest_state(self) -> str:
         """Return a text that differs when something has happened.
 
         It tells of the newest few events, as one may be committed after others with higher keys.
@@ -330,7 +340,7 @@ class TaskEvent(models.Model):
     message = models.TextField(_("message"), blank=True)
     payload = models.JSONField(_("details"), default=dict, blank=True, encoder=DjangoJSONEncoder)
 
-    objects = OfPrimary.from_queryset(TaskEventQuerySet)()
+    objects = TaskEventManager()
 
     class Meta:
         verbose_name = _("task event")

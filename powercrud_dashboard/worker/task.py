@@ -285,14 +285,14 @@ def claim(manager: lifecycle.LifecycleManager, task_name: str, *, is_repeated: b
     """
     host, pid = this_worker()
     with write_transaction():
-        if (active := ActiveTask.objects.all().claim_pending(task_name, host=host, pid=pid)) is not None:
+        if (active := ActiveTask.objects.claim_pending(task_name, host=host, pid=pid)) is not None:
             return _begin(manager, active)
         if is_repeated and (mine := _claimed_just_now(task_name, host, pid)):
             return mine
     if (lost := _lost_run_of(task_name)) is None:
         return None
     with write_transaction():
-        if (active := ActiveTask.objects.all().take_over(lost, host=host, pid=pid)) is not None:
+        if (active := ActiveTask.objects.take_over(lost, host=host, pid=pid)) is not None:
             return _begin(manager, active)
     return None
 

@@ -50,8 +50,8 @@ def busy(manager, record_of, make_projects, superuser) -> dict[str, int]:
     names["running"] = manager.launch_async_task(
         tasks.add, 2, affected_objects=projects, conflict_ids={"testapp.Project": projects}, user=superuser
     )
-    ActiveTask.objects.all().claim_pending(names["running"], host="worker-1", pid=4711)
-    TaskRecord.objects.all().record_start(names["running"], attempt=1)
+    ActiveTask.objects.claim_pending(names["running"], host="worker-1", pid=4711)
+    TaskRecord.objects.record_start(names["running"], attempt=1)
     manager.update_progress(names["running"], "Step 2/5: cutting")
     names["completed"] = manager.launch_async_task(tasks.add, 3, sync=True)
     names["cancelled"] = manager.launch_async_task(tasks.add, 4)

@@ -38,7 +38,7 @@ def test_queued_and_living_tasks_are_left_alone(manager, launch):
     queued = launch()
     age(queued, days=30)
     running = manager.launch_async_task(ADD, 2)
-    ActiveTask.objects.all().claim_pending(running, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(running, host="elsewhere", pid=1)
     summary = manager.cleanup_completed_tasks()
     assert summary["active_tasks"] == 2
     assert summary["cleaned"] == {}
@@ -48,7 +48,7 @@ def test_queued_and_living_tasks_are_left_alone(manager, launch):
 
 def test_a_silent_worker_elsewhere_is_lost(manager, launch, record_of):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, seconds=31)
     summary = manager.cleanup_completed_tasks()
     assert summary["cleaned"][name]["reason"] == "worker lost"
@@ -67,7 +67,7 @@ def test_a_silent_worker_elsewhere_is_lost(manager, launch, record_of):
 
 def test_a_worker_elsewhere_has_some_patience(manager, launch):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, seconds=20)
     assert manager.cleanup_completed_tasks()["cleaned"] == {}
 
@@ -94,7 +94,7 @@ def worker_here():
 
     def claim(name: str) -> None:
         host, pid = this_worker()
-        assert ActiveTask.objects.all().claim_pending(name, host=host, pid=pid)
+        assert ActiveTask.objects.claim_pending(name, host=host, pid=pid)
 
     return claim
 
@@ -111,7 +111,7 @@ def dead_process() -> int:
 
 def test_a_worker_that_shows_life_at_the_last_moment_is_not_given_up(manager, launch, monkeypatch):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, minutes=5)
 
     def looks_lost_but_beats(active: ActiveTask) -> bool:
@@ -125,7 +125,7 @@ def test_a_worker_that_shows_life_at_the_last_moment_is_not_given_up(manager, la
 
 def test_locks_of_a_lost_worker_give_way_to_the_next_launch(manager, launch, record_of):
     lost = launch()
-    ActiveTask.objects.all().claim_pending(lost, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(lost, host="elsewhere", pid=1)
     age(lost, minutes=5)
     assert launch()
     assert record_of(lost).failure_reason == "worker_lost"
@@ -151,7 +151,7 @@ def test_a_task_that_was_never_sent_is_found(manager, launch, record_of):
 def test_what_a_plain_manager_left_is_counted_as_it_is():
     name = AsyncManager().launch_async_task(ADD, 1)
     AsyncManager().update_progress(name, "under way")
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, minutes=5)
     found = AsyncManager().cleanup_completed_tasks()["cleaned"][name]
     assert (found["progress_entries"], found["dashboard_records"], found["conflict_lock_keys"]) == (1, 0, 0)
@@ -181,7 +181,7 @@ def test_records_without_a_task_are_closed_from_what_django_q_knows(
     manager, launch, record_of, success, result, status, error
 ):
     name = launch()
-    ActiveTask.objects.all().end(ActiveTask.objects.get())
+    ActiveTask.objects.end(ActiveTask.objects.get())
     age(name, minutes=2)
     if success is not None:
         now = timezone.now()
@@ -194,7 +194,7 @@ def test_records_without_a_task_are_closed_from_what_django_q_knows(
 
 def test_a_dry_run_changes_nothing(manager, launch, record_of):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, minutes=5)
     out = StringIO()
     call_command("pcrud_cleanup_async", dry_run=True, stdout=out)
@@ -214,7 +214,7 @@ def test_the_command_prints_json(manager, launch):
 
 def test_the_scheduled_function_cleans_up(launch):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, minutes=5)
     assert name in cleanup_async_artifacts()["cleaned"]
 
@@ -259,7 +259,7 @@ def test_the_first_tries_of_a_chain_are_pruned_before_its_last(settings, manager
 @pytest.mark.parametrize("delta", [{"hours": 1}, {"hours": -1}])
 def test_a_clock_that_was_set_gives_nobody_up(manager, launch, monkeypatch, delta):
     name = launch()
-    ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     age(name, **delta)
 
     def beat_meanwhile(seconds: float) -> None:

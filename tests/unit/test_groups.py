@@ -23,8 +23,8 @@ def group(manager, superuser) -> dict[str, str]:
         )
     manager.launch_async_task(tasks.add, 1, task_key="done", affected_objects=["c", "d"], sync=True, **options)
     manager.launch_async_task(tasks.add, 1, task_key="running", affected_objects=["e", "f"], **options)
-    ActiveTask.objects.all().claim_pending("running", host="w", pid=1)
-    TaskRecord.objects.all().record_start("running", attempt=1)
+    ActiveTask.objects.claim_pending("running", host="w", pid=1)
+    TaskRecord.objects.record_start("running", attempt=1)
     manager.launch_async_task(
         tasks.add, 1, task_key="queued", affected_objects=["g", "h"], conflict_ids={"testapp.Project": {1}}, **options
     )

@@ -117,7 +117,7 @@ def test_cancelling_tells_the_manager_that_launched_the_task(superuser):
 
 def test_a_running_task_is_asked_to_stop_once(manager, record_of, superuser):
     name = manager.launch_async_task(ADD, 1)
-    assert ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
+    assert ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
     assert manager.cancel_task(name, user=superuser)
     assert not manager.cancel_task(name, user=superuser)
     assert record_of(name).events.get(event="cancel_requested").actor == superuser

@@ -58,7 +58,7 @@ def test_releasing_asks_first_and_says_what_it_means(boss, held):
     page = boss.get(release_page()).content.decode()
     assert "held by “Holder”" in page
     assert "This task is queued" in page
-    ActiveTask.objects.all().claim_pending(held.task_name, host="x", pid=1)
+    ActiveTask.objects.claim_pending(held.task_name, host="x", pid=1)
     assert "This task is running" in boss.get(release_page()).content.decode()
     assert ConflictLock.objects.exists()
 

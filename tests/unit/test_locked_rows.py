@@ -38,8 +38,8 @@ def running(manager, projects, superuser) -> TaskRecord:
         conflict_ids={"testapp.Project": projects[:1]},
         affected_objects=projects[:1],
     )
-    ActiveTask.objects.all().claim_pending(name, host="worker-1", pid=4711)
-    TaskRecord.objects.all().record_start(name, attempt=1)
+    ActiveTask.objects.claim_pending(name, host="worker-1", pid=4711)
+    TaskRecord.objects.record_start(name, attempt=1)
     manager.update_progress(name, "Step 1/4: reading")
     return TaskRecord.objects.get(task_name=name)
 

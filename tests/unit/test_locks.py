@@ -142,5 +142,5 @@ def test_ending_a_task_releases_its_locks_in_two_statements():
     manager.add_conflict_ids("big", {"testapp.Project": range(1_000)})
     active = ActiveTask.objects.get(task_name="big")
     with CaptureQueriesContext(connection) as ending:
-        assert ActiveTask.objects.all().end(active) == 1_000
+        assert ActiveTask.objects.end(active) == 1_000
     assert len(ending) == 2

@@ -36,8 +36,8 @@ def one_of_each(manager, record_of) -> dict[str, TaskRecord]:
     failed = launch_failing(manager, label="Failing")
     names = {label: manager.launch_async_task(ADD, 1, label=label) for label in ("Waiting", "Working", "Stopped")}
     names["Done"] = manager.launch_async_task(ADD, 1, label="Done", sync=True)
-    ActiveTask.objects.all().claim_pending(names["Working"], host="somewhere", pid=12345)
-    TaskRecord.objects.all().record_start(names["Working"], attempt=1)
+    ActiveTask.objects.claim_pending(names["Working"], host="somewhere", pid=12345)
+    TaskRecord.objects.record_start(names["Working"], attempt=1)
     manager.update_progress(names["Working"], "Step 3/4: working")
     manager.cancel_task(names["Stopped"])
     return {"Failing": failed, **{label: record_of(name) for label, name in names.items()}}

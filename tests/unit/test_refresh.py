@@ -72,8 +72,8 @@ def test_an_unchanged_list_costs_two_queries_and_no_body(boss, manager, django_a
 
 def test_a_list_with_a_running_task_costs_two_queries(boss, manager, django_assert_num_queries):
     name = manager.launch_async_task(tasks.add, 1, label="Working")
-    ActiveTask.objects.all().claim_pending(name, host="here", pid=1)
-    TaskRecord.objects.all().record_start(name, attempt=1)
+    ActiveTask.objects.claim_pending(name, host="here", pid=1)
+    TaskRecord.objects.record_start(name, attempt=1)
     open_list = OpenList(boss)
     with django_assert_num_queries(4):
         assert open_list.refresh().status_code == 204
@@ -113,8 +113,8 @@ def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, monkeypat
 
 def test_progress_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
     name = manager.launch_async_task(tasks.add, 1)
-    ActiveTask.objects.all().claim_pending(name, host="here", pid=1)
-    TaskRecord.objects.all().record_start(name, attempt=1)
+    ActiveTask.objects.claim_pending(name, host="here", pid=1)
+    TaskRecord.objects.record_start(name, attempt=1)
     made = tasks_view.live_tasks
 
     def before_progress(records):
@@ -252,8 +252,8 @@ def test_queued_tasks_tell_their_place_in_the_queue(boss, manager):
 
 def test_running_tasks_tell_their_worker_and_when_it_was_heard_of(boss, manager):
     name = manager.launch_async_task(tasks.add, 1)
-    ActiveTask.objects.all().claim_pending(name, host="worker-7", pid=4711)
-    TaskRecord.objects.all().record_start(name, attempt=1)
+    ActiveTask.objects.claim_pending(name, host="worker-7", pid=4711)
+    TaskRecord.objects.record_start(name, attempt=1)
     ActiveTask.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=12))
     page = boss.get(LIST).content.decode()
     assert re.search(r"worker 4711 on worker-7, heard 1[2-9]\ss ago", page)

@@ -216,8 +216,8 @@ def test_a_lost_worker_is_covered_if_the_policy_says_so(manager, record_of):
     not_covered = manager.launch_async_task(tasks.add, 1, max_retries=1)
     long_ago = timezone.now() - timedelta(hours=9)
     for name in (covered, not_covered):
-        ActiveTask.objects.all().claim_pending(name, host="elsewhere", pid=1)
-        TaskRecord.objects.all().record_start(name, attempt=1)
+        ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+        TaskRecord.objects.record_start(name, attempt=1)
     ActiveTask.objects.update(heartbeat_at=long_ago)
     assert set(manager.cleanup_completed_tasks()["cleaned"]) == {covered, not_covered}
     assert (record_of(covered).status, record_of(not_covered).status) == ("pending", "failed")

@@ -72,8 +72,8 @@ def hostile(manager, record_of, make_user) -> TaskRecord:
     failed = manager.launch_async_task(tasks.add, HOSTILE, **options)
     manager.async_task_lifecycle("fail", failed, error=HOSTILE, traceback=HOSTILE, exception_class=HOSTILE)
     running = manager.launch_async_task(tasks.add, 1, **options, **locked)
-    ActiveTask.objects.all().claim_pending(running, host=HOSTILE[:50], pid=1)
-    TaskRecord.objects.all().record_start(running, attempt=1)
+    ActiveTask.objects.claim_pending(running, host=HOSTILE[:50], pid=1)
+    TaskRecord.objects.record_start(running, attempt=1)
     manager.update_progress(running, f"{HOSTILE} 1/2")
     return record_of(name)
 

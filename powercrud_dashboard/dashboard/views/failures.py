@@ -52,7 +52,7 @@ class FailuresView(RefreshingPageView):
         )
 
     def current_state(self) -> str:
-        return f"{TaskEvent.objects.all().newest_state()}.{int(time.time() // STALE_AFTER)}"
+        return f"{TaskEvent.objects.newest_state()}.{int(time.time() // STALE_AFTER)}"
 
     def _function_url(self, group: FailureGroup) -> str:
         """Return the address of this page with failures of that function only."""

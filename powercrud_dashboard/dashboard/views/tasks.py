@@ -56,7 +56,7 @@ class TaskListView(RefreshingPageView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         # The state of things before the things themselves: what happens between the two is then still news.
-        happened = TaskEvent.objects.all().newest_state()
+        happened = TaskEvent.objects.newest_state()
         listing, user = self.listing, self.request.user
         matching = listing.counts[listing.status]
         # Rows that are ticked stay where they are; new ones are announced above them.
@@ -95,7 +95,7 @@ class TaskListView(RefreshingPageView):
     def current_state(self) -> str:
         """Return what the state of the shown list would be now, at the cost of two queries."""
         shown, __, __ = self.shown_state.partition(".")
-        return self._state(shown.removesuffix(_HELD), TaskEvent.objects.all().newest_state())
+        return self._state(shown.removesuffix(_HELD), TaskEvent.objects.newest_state())
 
     def _state(self, flags: str, happened: str) -> str:
         """Return a text that differs when a list with such rows (``flags``) may have changed."""
