@@ -238,3 +238,33 @@ def test_a_connection_that_is_lost_on_the_way_is_no_success(monkeypatch, event):
             assert list(ActiveTask.objects.values_list("state", "attempt")) == before
             return
         steps[step]()
+
+
+def test_many_log_lines_at_once_fill_the_timeline_to_its_limit_and_say_so_once(settings, manager, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_EVENT_LIMIT": 5}
+    name = manager.launch_async_task(ADD, 1)
+    log = [("log", {"message": f"line {number}", "level": "info"}) for number in range(10)]
+    lifecycle.emit_all(manager, name, log)
+    lifecycle.emit_all(manager, name, [("log", {"message": "later", "level": "info"})])
+    messages = list(record_of(name).events.values_list("message", flat=True))
+    assert messages[:5] == ["", "line 0", "line 1", "line 2", "line 3"]
+    assert messages[5].startswith("There are 5 events")
+    assert len(messages) == 6
+
+
+class OneBrokenEventManager(DashboardAsyncManager):
+    """One of the events that are recorded together can't be."""
+
+    def record_lifecycle_events(self, task_name, events):
+        super().record_lifecycle_events(task_name, events)
+        if "cleanup" in [event for event, _payload in events]:
+            raise RuntimeError("no cleanup for you")
+
+
+def test_an_event_that_can_not_be_recorded_does_not_take_others_with_it(record_of, caplog):
+    name = OneBrokenEventManager().launch_async_task(ADD, 1, sync=True)
+    record = record_of(name)
+    assert (record.status, record.result) == ("success", 1)
+    assert list(record.events.values_list("event", flat=True)) == ["create", "start", "complete"]
+    assert "no cleanup for you" in caplog.text
+    assert not ActiveTask.objects.exists()
