@@ -250,7 +250,7 @@ class Tour:
     @classmethod
     def _send_bad_parameters(cls, page: Page) -> None:
         cls._choose_action_with_form(page)
-        page.evaluate("document.querySelector('select[name=pcrud-order]').innerHTML = '<option value=x>?</option>'")
+        page.locator("select[name=pcrud-order]").evaluate("it => { it.innerHTML = '<option value=x>?</option>' }")
         page.get_by_role("button", name="Run").click()
 
     @staticmethod
