@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 from django_q.models import Schedule
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from tests.testapp import tasks
@@ -88,13 +88,19 @@ def test_the_forms_and_questions(looked_at, busy):
     page.goto(f"{LIST}{busy['completed']}/edit/")
     assert serious_violations(page) == []
     page.get_by_label("Arguments:", exact=True).fill("{")
-    page.get_by_role("button", name="Retry with these arguments").click()
+    with page.expect_event("load"):
+        page.get_by_role("button", name="Retry with these arguments").click()
+    expect(page.get_by_text("Enter a valid JSON.")).to_be_visible()
     assert serious_violations(page) == []
     page.goto(LIST)
     page.get_by_label("All 7 that match").check()
-    page.locator("#pcrud-bulk-delete").click()
+    with page.expect_event("load"):
+        page.locator("#pcrud-bulk-delete").click()
+    expect(page.get_by_role("button", name="Yes, I'm sure")).to_be_visible()
     assert serious_violations(page) == []
-    page.get_by_role("button", name="Yes, I'm sure").click()
+    with page.expect_event("load"):
+        page.get_by_role("button", name="Yes, I'm sure").click()
+    expect(page.locator(".messagelist")).to_be_visible()
     assert serious_violations(page) == []
 
 
@@ -112,8 +118,9 @@ def test_the_projects_own_admin_pages(looked_at, busy):
     assert serious_violations(page, but_for=DJANGOS) == []
     page.locator("input.action-select").first.check()
     page.get_by_label("Action:").select_option("rename")
-    page.locator("button[name=index]").click()
-    page.get_by_role("button", name="Run").wait_for()
+    with page.expect_event("load"):
+        page.locator("button[name=index]").click()
+    expect(page.get_by_role("button", name="Run")).to_be_visible()
     assert serious_violations(page, but_for=DJANGOS) == []
     page.goto(f"{PROJECTS}{Project.objects.first().pk}/change/")
     page.get_by_role("heading", name="Background tasks").wait_for()

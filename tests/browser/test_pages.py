@@ -146,7 +146,8 @@ def test_the_list_is_worked_through_with_the_keyboard(page, manager):
 
 def test_r_refreshes_at_once_even_where_nothing_refreshes_itself(page, manager):
     page.goto(LIST)
-    page.get_by_label("Refresh").select_option("0")
+    with page.expect_event("load"):
+        page.get_by_label("Refresh").select_option("0")
     expect(page.locator("[hx-trigger^=every]")).to_have_count(0)
     manager.launch_async_task(tasks.add, 1, label="Newcomer")
     page.keyboard.press("r")
