@@ -15,6 +15,7 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django_filters.widgets import DateRangeWidget
 
+from powercrud_dashboard.dashboard.keyset import Order
 from powercrud_dashboard.models import TaskObject, TaskRecord, search
 
 #: A number of seconds that every database takes: some thirty years.
@@ -115,20 +116,36 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
     def filter_duration(self, queryset: QuerySet[TaskRecord], name: str, value: Any) -> QuerySet[TaskRecord]:
         return queryset.filter((f"{self._column('run_time')}__gt", timedelta(seconds=float(value))))
 
-    def found(self, status: str = "", *, considers_all: bool = False) -> QuerySet[TaskRecord]:
+    def found(
+        self, status: str = "", *, considers_all: bool = False, to_count_in: Order | None = None
+    ) -> QuerySet[TaskRecord]:
         """Return the records of this status (all, if empty) that pass.
 
         None do as long as a filter was filled in wrongly, rather than too many. Where the
         database can't do without a bound on how many matches are looked at, ``considers_all`` takes the time.
+        Those ``to_count_in`` an order are in this order, or in none where they are found sooner.
         """
         passed: QuerySet[TaskRecord] = self.qs
+        if to_count_in:
+            passed = to_count_in.apply(passed)
         if not self.form.is_valid():
             return passed.none()
         if status:
             passed = passed.filter((self._column("status"), status))
         if not self._words:
             return passed
-        return search.matching(passed, self._words, status=status, considers_all=considers_all)
+        return search.matching(
+            passed, self._words, status=status, considers_all=considers_all, to_count=to_count_in is not None
+        )
+
+    def found_among_newest(self, status: str) -> QuerySet[TaskRecord] | None:
+        """Return what :meth:`found` does of the newest records only, or None where that is no quicker."""
+        if not (self._words and self.form.is_valid()):
+            return None
+        passed: QuerySet[TaskRecord] = self.qs
+        if status:
+            passed = passed.filter((self._column("status"), status))
+        return search.matching_newest(passed, self._words, status=status)
 
     def is_bounded(self, status: str) -> bool:
         """Return whether :meth:`found` leaves matches out, as there are so many."""

@@ -85,7 +85,7 @@ class Listing:
             )
             total = sum(found.values(), Count(0))
         else:
-            found, total = counts_among_first(self._indexed.apply(self.filter.found()), TaskStatus.values)
+            found, total = counts_among_first(self.filter.found(to_count_in=self._indexed), TaskStatus.values)
         return {**found, "": total}
 
     @cached_property
@@ -97,6 +97,8 @@ class Listing:
 
     def page(self, size: int, *, start: str | None = None) -> Page:
         """Return the page that the address asks for, or the one that starts at a place."""
+        if start is None and self.is_first_page and (page := self._page_of_newest(size)) is not None:
+            return page
         records = self._sortable().defer(*WIDE)
         if start is not None:
             return page_of(records, self.order, size, start=start)
@@ -107,6 +109,14 @@ class Listing:
             start=self.parameters.get("from", ""),
             before=self.parameters.get("before", ""),
         )
+
+    def _page_of_newest(self, size: int) -> Page | None:
+        """Return the first page if there are so many matches that some of the newest records fill it."""
+        if self.order != Order("id") or not self.counts[""].is_more:
+            return None
+        newest = self.filter.found_among_newest(self.status)
+        page = page_of(newest.defer(*WIDE), self.order, size) if newest is not None else None
+        return page if page is not None and page.following else None
 
     @property
     def is_first_page(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -36,6 +37,9 @@ COLUMNS = tuple(column for __, columns in FIELDS.values() for column in columns)
 #: along the primary key. It takes words for independent of each other, so that for words which are frequent but
 #: never meet, such as an error's among the completed tasks, it would walk to the end.
 LOOKED_UP_AT_ONCE = 25_000
+
+#: Records among which the newest matches of many are looked for first.
+LOOKED_THROUGH = 10_000
 
 #: SQLite makes a list of all that match before it looks at any: the newest so many are enough to page through.
 CONSIDERED = 10_000
@@ -77,23 +81,50 @@ class Words:
 
 
 def matching(
-    records: QuerySet[TaskRecord], wanted: Iterable[Words], *, status: str = "", considers_all: bool = False
+    records: QuerySet[TaskRecord],
+    wanted: Iterable[Words],
+    *,
+    status: str = "",
+    considers_all: bool = False,
+    to_count: bool = False,
 ) -> QuerySet[TaskRecord]:
     """Return those of the records in which all of the words are found.
 
     ``status`` is one that the caller filters by as well: it helps the index. SQLite looks at the newest
-    ``CONSIDERED`` matches only, unless ``considers_all``.
+    ``CONSIDERED`` matches only, unless ``considers_all``. ``to_count`` are records whose order may be given up.
     """
-    parts = list(wanted)
-    if not all(part.words for part in parts):
+    words = list(wanted)
+    if not all(part.words for part in words):
         return records.none()
     if not has_index(records.db):
-        return records.filter(*(part.as_lookups() for part in parts))
-    if status:
-        parts.append(Words.of(status, "status", is_phrase=True))
+        return records.filter(*(part.as_lookups() for part in words))
+    parts = _with_status(words, status)
     if _kind(connections[records.db]) == "postgresql":
-        return records.filter(_Matches(F("pk"), parts, at_once=_expected(parts, records.db) <= LOOKED_UP_AT_ONCE))
+        at_once = _expected(parts, records.db) <= LOOKED_UP_AT_ONCE
+        if at_once and to_count:
+            # Without an order there is nothing to walk along, and each row is visited once.
+            return records.filter(_Matches(F("pk"), parts)).order_by()
+        return records.filter(_Matches(F("pk"), parts, _Way.AT_ONCE if at_once else _Way.PLANNED))
     return records.filter(_Matches(F("pk"), parts, at_most=None if considers_all else CONSIDERED))
+
+
+def matching_newest(
+    records: QuerySet[TaskRecord], wanted: Iterable[Words], *, status: str = ""
+) -> QuerySet[TaskRecord] | None:
+    """Return those of the ``LOOKED_THROUGH`` newest records in which all of the words are found.
+
+    None where this is not the quickest way to the newest matches. On PostgreSQL it is, if there are many: the index
+    does not know which are the newest, so that all would have to be visited.
+    """
+    parts = _with_status(wanted, status)
+    if _kind(connections[records.db]) != "postgresql" or not all(part.words for part in parts):
+        return None
+    newest = TaskRecord.objects.using(records.db).order_by("-pk").values_list("pk", flat=True).first() or 0
+    return records.filter(_Matches(F("pk"), parts, _Way.ROW_BY_ROW), pk__gt=newest - LOOKED_THROUGH)
+
+
+def _with_status(wanted: Iterable[Words], status: str) -> list[Words]:
+    return [*wanted, *([Words.of(status, "status", is_phrase=True)] if status else ())]
 
 
 class _Unindexed(Transform):
@@ -123,7 +154,7 @@ def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool
     connection = connections[using]
     if _kind(connection) != "sqlite":
         return False
-    parts = [*wanted, *([Words.of(status, "status", is_phrase=True)] if status else ())]
+    parts = _with_status(wanted, status)
     if not all(part.words for part in parts):
         return False
     with connection.cursor() as cursor:
@@ -160,6 +191,17 @@ def has_index(using: str) -> bool:
     return _kind(connections[using]) != ""
 
 
+class _Way(Enum):
+    """How PostgreSQL finds the words of a query."""
+
+    #: As its planner likes.
+    PLANNED = "{table}.words @@ to_tsquery('simple', %s)"
+    #: All of them by the index: an array is made before anything else, so that no walk or join can come of it.
+    AT_ONCE = f"{{pk}} = ANY (ARRAY(SELECT id FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)))"  # noqa: S608
+    #: In the rows that other conditions leave: by the operator's own function, which no index helps.
+    ROW_BY_ROW = "ts_match_vq({table}.words, to_tsquery('simple', %s))"
+
+
 class _Matches(Lookup):
     """Whether the record with this primary key is in the index under the wanted words.
 
@@ -169,23 +211,21 @@ class _Matches(Lookup):
 
     prepare_rhs = False
 
-    def __init__(self, pk: Any, parts: list[Words], *, at_most: int | None = None, at_once: bool = False) -> None:
-        super().__init__(pk, (tuple(parts), at_most, at_once))
+    def __init__(
+        self, pk: Any, parts: Iterable[Words], way: _Way = _Way.PLANNED, *, at_most: int | None = None
+    ) -> None:
+        super().__init__(pk, (tuple(parts), way, at_most))
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
         pk, params = compiler.compile(self.lhs)
-        parts, at_most, __ = self.rhs
+        parts, __, at_most = self.rhs
         return f"{pk} IN ({_fts5_rows(at_most)})", (*params, _fts5_query(parts))
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:
         pk, params = compiler.compile(self.lhs)
-        parts, __, at_once = self.rhs
-        if at_once:
-            # An array is made before anything else, so that no walk or join can come of it.
-            rows = f"SELECT id FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)"  # noqa: S608
-            return f"{pk} = ANY (ARRAY({rows}))", (*params, _tsquery(parts))
+        parts, way, __ = self.rhs
         table, __, __ = pk.rpartition(".")
-        return f"{table}.words @@ to_tsquery('simple', %s)", (*params, _tsquery(parts))
+        return way.value.format(pk=pk, table=table), (*params, _tsquery(parts))
 
 
 def ensure_index(connection: BaseDatabaseWrapper) -> None:

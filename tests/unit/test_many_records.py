@@ -39,6 +39,7 @@ def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address
     monkeypatch.setattr(listing, "CAP", CAP)
     monkeypatch.setattr(search, "CONSIDERED", CAP)
     monkeypatch.setattr(search, "LOOKED_UP_AT_ONCE", 2 * CAP)
+    monkeypatch.setattr(search, "LOOKED_THROUGH", CAP)
     monkeypatch.setattr(triage, "CONSIDERED", CAP)
     client = client_of(superuser)
     response, queries, heaviest, plan = work.of_request(lambda: client.get(LIST + address))

@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from powercrud_dashboard.dashboard import counting, listing
-from powercrud_dashboard.models import TaskRecord, TaskStatus
+from powercrud_dashboard.models import TaskRecord, TaskStatus, search
 
 pytestmark = pytest.mark.django_db
 
@@ -52,6 +52,20 @@ def test_rows_of_the_same_microsecond_are_each_shown_once(boss):
     for number in range(8):
         make(number)
     assert walk(boss, LIST, "Next") == [[7, 6, 5], [4, 3, 2], [1, 0]]
+
+
+@pytest.mark.parametrize("looked_through", [0, 5, 7, 1_000])
+@pytest.mark.parametrize("status", ["", "&status=success"])
+def test_many_matches_of_a_search_are_paged_alike_wherever_they_are_looked_for_first(
+    boss, monkeypatch, status, looked_through
+):
+    """Two or three of the matches are among the newest five or seven records; a page and one more are to be found."""
+    monkeypatch.setattr(counting, "CAP", 2)
+    monkeypatch.setattr(search, "LOOKED_THROUGH", looked_through)
+    for number in range(12):
+        make(number, message="even" if number % 2 == 0 else "odd")
+    assert walk(boss, f"{LIST}?q=even{status}", "Next") == [[10, 8, 6], [4, 2, 0]]
+    assert walk(boss, f"{LIST}?q=even+odd{status}", "Next") == [[]]
 
 
 def test_a_page_shows_as_many_rows_as_it_is_set_to(boss, settings):
