@@ -53,8 +53,10 @@ services: $(INSTALLED)
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),200)
 
-# The peer needs Python 3.12 or newer; an environment of its own keeps it out of the tests.
-BENCH_PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || PYENV_VERSION=$$(pyenv latest 3.13) pyenv which python)
+# The peer needs Python 3.12 or newer; an environment of its own keeps it out of the tests. pyenv has commands under these
+# names also for Pythons that are not chosen: only trying tells.
+BENCH_PYTHON ?= $(shell for python in python3.13 python3.12; do $$python -c "" 2>/dev/null && command -v $$python && exit; done; \
+	PYENV_VERSION=$$(pyenv latest 3.13) pyenv which python)
 BENCH := .venv-bench
 
 bench:
