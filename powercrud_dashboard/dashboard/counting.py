@@ -40,9 +40,9 @@ class _Count(Subquery):
     output_field = IntegerField()
 
 
-def capped_counts(querysets: Mapping[str, QuerySet[TaskRecord]]) -> dict[str, Count]:
+def capped_counts(querysets: Mapping[str, QuerySet[TaskRecord, Any]]) -> dict[str, Count]:
     """Return how many rows each of the ordered querysets has, up to the cap, in one query."""
-    counts = [_Count(queryset.values("pk")[: CAP + 1]) for queryset in querysets.values()]
+    counts = [_Count(queryset[: CAP + 1]) for queryset in querysets.values()]
     # One row to hang the counts on; without any there is nothing to count.
     row = TaskRecord.objects.order_by("-created_at", "-pk").values_list(*counts)[:1]
     found: tuple[int | None, ...] = next(iter(row), (0,) * len(counts))

@@ -188,7 +188,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             "user": search.Words.of(given.get("user") or "", "person"),
             "model": search.Words.of(given.get("model") or "", "model", is_phrase=True),
             # Not exact, but what the index can say of it: the modules between are called alike everywhere.
-            "function": search.Words.of(" ".join(_ends_of(given.get("function") or "")), "task"),
+            "function": search.Words.of(" ".join(_ends_of(given.get("function") or "")), "task", are_whole=True),
         }
         if given.get("object_id"):
             # Its key and model together are looked up elsewhere.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 from django.http import QueryDict
@@ -72,16 +72,16 @@ class Listing:
         """Return the tasks of this tab that pass the filters."""
         return self.filter.found(self.status, considers_all=considers_all)
 
-    def in_order(self) -> QuerySet[TaskRecord]:
-        """Return the tasks of this tab in an order that the database finds them in."""
-        return self._indexed.apply(self.matching())
+    def to_count(self) -> QuerySet[TaskRecord, Any]:
+        """Return something of each task of this tab, in an order that the database finds them in."""
+        return self._indexed.values(self.matching())
 
     @cached_property
     def counts(self) -> dict[str, Count]:
         """How many tasks each tab has, by status, with all under ""."""
         if self.filter.is_answered_by_status:
             found = capped_counts(
-                {status: self._indexed.apply(self.filter.found(status)) for status in TaskStatus.values}
+                {status: self._indexed.values(self.filter.found(status)) for status in TaskStatus.values}
             )
             total = sum(found.values(), Count(0))
         else:

@@ -53,10 +53,12 @@ class Words:
     words: tuple[str, ...]
     #: Whole words next to each other, in this order, instead of beginnings in any order.
     is_phrase: bool = False
+    #: Whole words in any order, which are found sooner than all that begin with them.
+    are_whole: bool = False
 
     @classmethod
-    def of(cls, text: str, *kinds: str, is_phrase: bool = False) -> Words:
-        return cls(kinds, tuple(re.findall(r"[^\W_]+", text.lower())), is_phrase)
+    def of(cls, text: str, *kinds: str, is_phrase: bool = False, are_whole: bool = False) -> Words:
+        return cls(kinds, tuple(re.findall(r"[^\W_]+", text.lower())), is_phrase, is_phrase or are_whole)
 
     @property
     def columns(self) -> list[str]:
@@ -64,12 +66,13 @@ class Words:
 
     def as_fts5(self) -> str:
         quoted = [f'"{word}"' for word in self.words]
-        wanted = " + ".join(quoted) if self.is_phrase else " AND ".join(f"{word}*" for word in quoted)
+        beginning = "" if self.are_whole else "*"
+        wanted = " + ".join(quoted) if self.is_phrase else " AND ".join(f"{word}{beginning}" for word in quoted)
         return f"{{{' '.join(self.columns)}}} : ({wanted})"
 
     def as_tsquery(self) -> str:
         weights = "".join(FIELDS[kind][0] for kind in self.kinds)
-        beginning = "" if self.is_phrase else "*"
+        beginning = "" if self.are_whole else "*"
         quoted = [f"'{word}':{beginning}{weights}" for word in self.words]
         return f"({(' <-> ' if self.is_phrase else ' & ').join(quoted)})"
 

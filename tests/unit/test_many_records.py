@@ -50,6 +50,17 @@ def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("many_records")
+def test_ended_tasks_are_counted_from_an_index_alone(client_of, superuser, monkeypatch):
+    monkeypatch.setattr(counting, "CAP", CAP)
+    client = client_of(superuser)
+    __, __, __, plan = work.of_request(lambda: client.get(f"{LIST}?finished_after=2001-01-01"))
+    steps = [step for step in plan if "pcrud_record_retention" in step]
+    assert steps
+    assert all("COVERING INDEX" in step or "Index Only Scan" in step for step in steps), steps
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("many_records")
 def test_pruning_looks_at_what_it_deletes_and_not_at_all_that_is_left_each_time(settings, monkeypatch, manager):
     # They lie two minutes apart: half of them have expired.
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": RECORDS / 720 / 2}}
