@@ -31,6 +31,20 @@ def test_the_index_follows_changes_and_deletions():
     assert found("something") == []
 
 
+def test_words_can_be_looked_up_as_whole_ones():
+    make("one", label="Close the year 2025")
+    make("two", label="closest year2025")
+
+    def found_whole(text: str) -> list[str]:
+        wanted = [Words.of(text, "task", are_whole=True)]
+        return list(search.matching(TaskRecord.objects.all(), wanted).values_list("task_name", flat=True))
+
+    assert sorted(found("year close")) == ["one", "two"]
+    assert found_whole("year close") == ["one"]
+    assert found_whole("year2025") == ["two"]
+    assert found_whole("clos") == []
+
+
 def test_the_index_is_made_anew_after_a_migration_there_and_back():
     make("one", label="Rebuild")
     call_command("migrate", "powercrud_dashboard", "0001", verbosity=0)
