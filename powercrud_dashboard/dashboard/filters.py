@@ -125,13 +125,11 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         database can't do without a bound on how many matches are looked at, ``considers_all`` takes the time.
         Those ``to_count_in`` an order are in this order, or in none where they are found sooner.
         """
-        passed: QuerySet[TaskRecord] = self.qs
+        passed = self._of_status(status)
         if to_count_in:
             passed = to_count_in.apply(passed)
         if not self.form.is_valid():
             return passed.none()
-        if status:
-            passed = passed.filter((self._column("status"), status))
         if not self._words:
             return passed
         return search.matching(
@@ -140,12 +138,13 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
 
     def found_among_newest(self, status: str) -> QuerySet[TaskRecord] | None:
         """Return what :meth:`found` does of the newest records only, or None where that is no quicker."""
-        if not (self._words and self.form.is_valid()):
+        if not self._words:
             return None
+        return search.matching_newest(self._of_status(status), self._words, status=status)
+
+    def _of_status(self, status: str) -> QuerySet[TaskRecord]:
         passed: QuerySet[TaskRecord] = self.qs
-        if status:
-            passed = passed.filter((self._column("status"), status))
-        return search.matching_newest(passed, self._words, status=status)
+        return passed.filter((self._column("status"), status)) if status else passed
 
     def is_bounded(self, status: str) -> bool:
         """Return whether :meth:`found` leaves matches out, as there are so many."""

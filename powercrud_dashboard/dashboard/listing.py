@@ -72,17 +72,15 @@ class Listing:
         """Return the tasks of this tab that pass the filters."""
         return self.filter.found(self.status, considers_all=considers_all)
 
-    def to_count(self) -> QuerySet[TaskRecord, Any]:
-        """Return something of each task of this tab, in an order that the database finds them in."""
-        return self._indexed.values(self.matching())
+    def to_count(self, status: str) -> QuerySet[TaskRecord, Any]:
+        """Return something of each task of this status that passes, in an order that the database finds them in."""
+        return self._indexed.values(self.filter.found(status))
 
     @cached_property
     def counts(self) -> dict[str, Count]:
         """How many tasks each tab has, by status, with all under ""."""
         if self.filter.is_answered_by_status:
-            found = capped_counts(
-                {status: self._indexed.values(self.filter.found(status)) for status in TaskStatus.values}
-            )
+            found = capped_counts({status: self.to_count(status) for status in TaskStatus.values})
             total = sum(found.values(), Count(0))
         else:
             found, total = counts_among_first(self.filter.found(to_count_in=self._indexed), TaskStatus.values)

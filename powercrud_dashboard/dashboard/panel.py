@@ -34,5 +34,5 @@ LINES = (
 
 def panel_lines(user: Person) -> list[PanelLine]:
     """Return how many of the tasks that this person may see run, wait and have failed of late, in one query."""
-    counts = capped_counts({query: Listing(QueryDict(query), user).to_count() for _label, _status, query in LINES})
+    counts = capped_counts({query: Listing(QueryDict(query), user).to_count(status) for _label, status, query in LINES})
     return [PanelLine(label, str(status), query, counts[query]) for label, status, query in LINES]

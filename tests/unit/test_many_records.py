@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from powercrud_dashboard import cleanup
 from powercrud_dashboard.dashboard import counting, listing, triage
@@ -57,6 +58,22 @@ def test_ended_tasks_are_counted_from_an_index_alone(client_of, superuser, monke
     steps = [step for step in plan if "pcrud_record_retention" in step]
     assert steps
     assert all("COVERING INDEX" in step or "Index Only Scan" in step for step in steps), steps
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite's index hands out the newest first")
+@pytest.mark.django_db
+@pytest.mark.usefixtures("many_records")
+@pytest.mark.parametrize(("looked_through", "visits_all"), [(RECORDS, False), (10, True)])
+def test_all_of_many_matches_are_visited_only_if_the_newest_records_have_too_few(
+    client_of, superuser, monkeypatch, looked_through, visits_all
+):
+    monkeypatch.setattr(counting, "CAP", CAP)
+    monkeypatch.setattr(search, "LOOKED_THROUGH", looked_through)
+    client = client_of(superuser)
+    with CaptureQueriesContext(connection) as queries:
+        page = client.get(f"{LIST}?q=price&status=failed").content.decode()
+    assert page.count("data-pcrud-row") == 50
+    assert any("ARRAY(SELECT id" in query["sql"] for query in queries) is visits_all
 
 
 @pytest.mark.django_db
