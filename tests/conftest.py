@@ -13,6 +13,7 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
+from django.db import connection
 from django.test import Client
 from django_q.brokers import get_broker
 
@@ -56,6 +57,23 @@ def make_projects(db: None) -> Callable[[int], list[Project]]:
         return Project.objects.bulk_create([Project(name=f"project {number}") for number in range(count)])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Wait with the end of the databases: PostgreSQL deletes none that a worker's reporter is still connected to."""
+    yield
+    if connection.vendor == "postgresql":
+        with django_db_blocker.unblock():
+            wait_until(_nobody_else_is_connected, "the other connections are closed")
+
+
+def _nobody_else_is_connected() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return bool(cursor.fetchone()[0] == 0)
 
 
 @pytest.fixture
