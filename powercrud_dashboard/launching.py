@@ -232,13 +232,13 @@ def _insert(manager: LaunchingManager, plan: _Plan, request: Launch) -> ActiveTa
         sent_at=timezone.now() if plan.sync else None,
     )
     if request.task_name is None and not request.unique_key:
-        active.save(force_insert=True)
+        ActiveTask.objects.add(active)
         return active
     if request.task_name is not None and TaskRecord.objects.filter(task_name=plan.task_name).exists():
         raise TaskNameTaken(plan.task_name)
     try:
         with transaction.atomic(using=coordination_db()):
-            active.save(force_insert=True)
+            ActiveTask.objects.add(active)
     except IntegrityError as error:
         same = ActiveTask.objects.exclude(unique_key="").filter(unique_key=request.unique_key).first()
         raise (TaskAlreadyActive(same.task_name) if same else TaskNameTaken(plan.task_name)) from error

@@ -188,7 +188,7 @@ def _create(task_name: str, payload: Payload) -> TaskRecord:
     named = sum(len(ids) for ids in touched.values())
     texts = payload.get("object_texts") or {}
     original = _original(payload.get("retry_of"))
-    record = TaskRecord.objects.create(
+    record = TaskRecord(
         task_name=task_name,
         label=payload.get("label") or payload.get("func") or task_name,
         func=clean_text(payload.get("func") or "", SHORT),
@@ -209,6 +209,7 @@ def _create(task_name: str, payload: Payload) -> TaskRecord:
         cluster=payload.get("cluster") or "",
         manager_class=payload.get("manager_class") or "",
     )
+    TaskRecord.objects.add(record)
     TaskObject.objects.create_for(record, islice(_keys(touched), limit), texts)
     return record
 

@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models.managers import OfPrimary
-from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSelect, PreparedUpdate, Slot
+from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSave, PreparedSelect, PreparedUpdate, Slot
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser
@@ -156,6 +156,14 @@ _ActiveTaskBase = OfPrimary.from_queryset(ActiveTaskQuerySet)
 
 class ActiveTaskManager(_ActiveTaskBase["ActiveTask"]):
     """What is done to one task at a time."""
+
+    def add(self, active: ActiveTask) -> None:
+        """Insert a new task.
+
+        Raises:
+            IntegrityError: if one of its name, or of its unique key, is there.
+        """
+        _ADD.execute(active)
 
     def claim_pending(self, task_name: str, *, host: str, pid: int) -> ActiveTask | None:
         """Make a queued task this worker's, and return it; None if it was not to be had any more."""
@@ -397,6 +405,7 @@ _BEGUN = {
     "heartbeat_at": Now(),
     "beats": F("beats") + 1,
 }
+_ADD = PreparedSave(ActiveTask)
 _CLAIM = PreparedUpdate(
     ActiveTask,
     lambda: ActiveTask.objects.ready().filter(task_name=Slot("task_name")),

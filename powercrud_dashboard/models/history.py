@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.managers import OfPrimary
-from powercrud_dashboard.models.prepared import PreparedInsert, PreparedSelect, PreparedUpdate, Slot
+from powercrud_dashboard.models.prepared import PreparedInsert, PreparedSave, PreparedSelect, PreparedUpdate, Slot
 from powercrud_dashboard.models.status import FINISHED, GIVEN_UP, UNFINISHED, FailureReason, TaskStatus
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ _TaskRecordBase = OfPrimary.from_queryset(TaskRecordQuerySet)
 
 class TaskRecordManager(_TaskRecordBase["TaskRecord"]):
     """What is written of one task at a time."""
+
+    def add(self, record: TaskRecord) -> None:
+        """Insert a new record."""
+        _ADD_RECORD.execute(record)
 
     def record_start(self, task_name: str, *, attempt: int) -> bool:
         return self._move(task_name, status=TaskStatus.IN_PROGRESS, started_at=timezone.now(), attempts=attempt)
@@ -278,6 +282,7 @@ class TaskRecord(models.Model):
         return (self.finished_at or timezone.now()) - self.started_at
 
 
+_ADD_RECORD = PreparedSave(TaskRecord)
 _CHANGE = PreparedUpdate(TaskRecord, lambda: TaskRecord.objects.unfinished().filter(task_name=Slot("task_name")))
 _CORRECT = PreparedUpdate(
     TaskRecord,
@@ -310,7 +315,7 @@ class TaskEventManager(_TaskEventBase["TaskEvent"]):
             self.bulk_create(events)
             return
         for event in events:
-            _ADD.execute(event)
+            _ADD_EVENT.execute(event)
 
     def newest_state(self) -> str:
         """Return a text that differs when something has happened.
@@ -353,7 +358,7 @@ class TaskEvent(models.Model):
         return f"{self.event} {self.timestamp:%Y-%m-%d %H:%M:%S}"
 
 
-_ADD = PreparedInsert(TaskEvent)
+_ADD_EVENT = PreparedInsert(TaskEvent)
 _NEWEST = PreparedSelect(TaskEvent, lambda: TaskEvent.objects.order_by("-pk").only("pk")[:COMMITTED_OUT_OF_ORDER])
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F
+from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
 
-from powercrud_dashboard.models import ActiveTask, TaskEvent, TaskRecord
-from powercrud_dashboard.models.prepared import PreparedDelete, PreparedInsert, PreparedSelect, PreparedUpdate, Slot
+from powercrud_dashboard.models import ActiveTask, TaskEvent, TaskRecord, prepared
+from powercrud_dashboard.models.prepared import (
+    PreparedDelete,
+    PreparedInsert,
+    PreparedSave,
+    PreparedSelect,
+    PreparedUpdate,
+    Slot,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -83,6 +92,58 @@ def test_an_insert_keeps_all_fields_and_their_defaults(records):
     event = TaskEvent.objects.get()
     assert (event.record, event.message, event.payload) == (records[0], '50 % of "%s"', {"level": "50 %"})
     assert timezone.now() - event.timestamp < timedelta(minutes=1)
+
+
+def test_a_saved_row_knows_what_the_database_has_given_it():
+    save = PreparedSave(ActiveTask)
+    for name in ("one", "two"):
+        active = ActiveTask(task_name=name, state="pending", policy={"max_retries": 2}, sent_at=timezone.now())
+        save.execute(active)
+        kept = ActiveTask.objects.get(task_name=name)
+        assert active == kept
+        assert (active._state.adding, active._state.db) == (kept._state.adding, kept._state.db)
+        assert active.created_at is not None
+        for field in ActiveTask._meta.concrete_fields:
+            assert getattr(active, field.attname) == getattr(kept, field.attname), field.name
+
+
+def test_a_value_in_the_place_of_the_databases_own_is_kept():
+    save = PreparedSave(ActiveTask)
+    save.execute(ActiveTask(task_name="one", state="pending"))
+    yesterday = timezone.now() - timedelta(days=1)
+    save.execute(ActiveTask(task_name="two", state="pending", queued_at=yesterday))
+    assert ActiveTask.objects.get(task_name="two").queued_at == yesterday
+
+
+def test_saving_a_row_tells_those_who_listen(superuser):
+    heard = []
+
+    def before(instance, **kwargs):
+        heard.append(("before", instance.pk, kwargs["raw"], kwargs["update_fields"]))
+        instance.label = "changed by a receiver"
+
+    def after(instance, **kwargs):
+        heard.append(("after", instance.label, kwargs["created"], TaskRecord.objects.filter(pk=instance.pk).exists()))
+
+    pre_save.connect(before, sender=TaskRecord)
+    post_save.connect(after, sender=TaskRecord)
+    try:
+        PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one", user=superuser))
+    finally:
+        pre_save.disconnect(before, sender=TaskRecord)
+        post_save.disconnect(after, sender=TaskRecord)
+    assert heard == [("before", None, False, None), ("after", "changed by a receiver", True, True)]
+    kept = TaskRecord.objects.get()
+    assert (kept.label, kept.user) == ("changed by a receiver", superuser)
+
+
+def test_a_database_that_does_not_return_what_it_inserts_is_left_to_django(monkeypatch):
+    monkeypatch.setattr(prepared, "RETURN_WHAT_THEY_INSERT", ())
+    active = ActiveTask(task_name="one", state="pending")
+    with patch.object(ActiveTask, "save", autospec=True, side_effect=ActiveTask.save) as djangos_own:
+        PreparedSave(ActiveTask).execute(active)
+    djangos_own.assert_called_once_with(active, force_insert=True, using="default")
+    assert ActiveTask.objects.get() == active
 
 
 def test_a_second_call_needs_django_no_more(records, monkeypatch):
