@@ -192,7 +192,7 @@ class PreparedSave(PreparedInsert[Row]):
         return tuple(field.get_col(self._model._meta.db_table) for field in compiler.returning_fields)
 
     def execute(self, row: Row) -> None:
-        using = router.db_for_write(self._model, instance=row)
+        using = router.db_for_write(self._model)
         if connections[using].vendor not in RETURN_WHAT_THEY_INSERT:
             row.save(force_insert=True, using=using)
             return
