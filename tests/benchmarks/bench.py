@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     began = time.monotonic()
-    lines = [line for name in options.on for line in _measure(name, options.records, options.only)]
+    lines = []
+    for name in options.on:
+        for line in _measure(name, options.records, options.only):
+            print(_row(line), file=sys.stderr, flush=True)
+            lines.append(line)
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {time.monotonic() - began:.0f} s\n")
     print(table(lines))
     if options.json:
@@ -38,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def _measure(environment: str, records: int, only: list[str]) -> list[dict[str, Any]]:
+def _measure(environment: str, records: int, only: list[str]) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="pcrud-bench-", ignore_cleanup_errors=True) as state:
         # The directory above a PostgreSQL socket lets the server through.
         Path(state).chmod(0o755)
@@ -49,21 +54,26 @@ def _measure(environment: str, records: int, only: list[str]) -> list[dict[str, 
         }
         command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure", "--records", str(records)]
         command += ["--only", *only] if only else []
-        done = subprocess.run(command, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True, check=True)
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        with subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            yield from map(json.loads, process.stdout)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the medians, each with its spread, and how ours compares, as Markdown."""
-    rows = ["| work | on | medians (least to most) | ratios |", "| --- | --- | --- | --- |"]
-    for line in lines:
-        scale, unit = SCALE[line["unit"]], line["unit"]
-        medians = "; ".join(f"{name} {_spread(it, scale, unit)}" for name, it in line["timings"].items())
-        queries = ", ".join(f"{name} {count}" for name, count in line.get("queries", {}).items())
-        more = f"; queries: {queries}" if queries else ""
-        more += f"; at most {line['peak_megabytes']} MB" if "peak_megabytes" in line else ""
-        rows.append(f"| {line['what']} | {line['environment']} | {medians}{more} | {_ratios(line['timings'])} |")
-    return "\n".join(rows) + "\n"
+    head = ["| work | on | medians (least to most) | ratios |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *map(_row, lines)]) + "\n"
+
+
+def _row(line: dict[str, Any]) -> str:
+    scale, unit = SCALE[line["unit"]], line["unit"]
+    medians = "; ".join(f"{name} {_spread(it, scale, unit)}" for name, it in line["timings"].items())
+    queries = ", ".join(f"{name} {count}" for name, count in line.get("queries", {}).items())
+    more = f"; queries: {queries}" if queries else ""
+    more += f"; at most {line['peak_megabytes']} MB" if "peak_megabytes" in line else ""
+    return f"| {line['what']} | {line['environment']} | {medians}{more} | {_ratios(line['timings'])} |"
 
 
 def _spread(timing: dict[str, float], scale: float, unit: str) -> str:

@@ -12,6 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -54,11 +55,46 @@ def fill(count: int, *, seed: int = 1, report: Callable[[int], None] = lambda do
         made += len(records)
         first = first or records[0].pk
         report(made)
-    originals = made
-    for shift in range(originals, count, max(originals, 1)):
-        _copy(first, min(originals, count - shift), shift)
-        report(shift + originals)
+    if (originals := made) < count:
+        with _indexed_afterwards(TaskRecord, TaskObject):
+            for shift in range(originals, count, originals):
+                _copy(first, min(originals, count - shift), shift)
+                report(shift + originals)
     _continue_keys_after_copies()
+
+
+@contextmanager
+def _indexed_afterwards(*models: Any) -> Iterator[None]:
+    """Have the tables without indexes meanwhile: to make one of a full table takes less time than to keep it."""
+    from django.db import connection
+
+    from powercrud_dashboard.models.search import ensure_index
+
+    tables = [model._meta.db_table for model in models]
+    these = ", ".join(["%s"] * len(tables))
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            # What holds a constraint up stays.
+            cursor.execute(
+                f"""SELECT 'index', indexname, indexdef FROM pg_indexes WHERE tablename IN ({these})
+                    AND indexname NOT IN (SELECT conname FROM pg_constraint)""",
+                tables,
+            )
+        else:
+            cursor.execute(
+                f"""SELECT type, name, sql FROM sqlite_master WHERE tbl_name IN ({these})
+                    AND type IN ('index', 'trigger') AND sql IS NOT NULL""",
+                tables,
+            )
+        dropped = cursor.fetchall()
+        for kind, name, _definition in dropped:
+            cursor.execute(f'DROP {kind} "{name}"')
+        yield
+        for kind, _name, definition in dropped:
+            if kind == "index":
+                cursor.execute(definition)
+    # The triggers belong to the index of words.
+    ensure_index(connection)
 
 
 def _copy(first: int, number: int, shift: int) -> None:
