@@ -22,9 +22,12 @@ from tests.services import wait_until
 #: Seconds that the slowest one in twenty waits at most.
 SOON = 0.3
 INTERVAL = 2.0
-WATCHED_FOR = 12.0
+#: Seconds, once everybody has the page.
+WATCHED_FOR = 22.0
 #: Seconds between two tasks that end, which have every page made anew.
 NEWS_EVERY = 10.0
+#: Seconds after which a page is made anew even though nothing has happened.
+ANEW_AFTER = 60.0
 
 
 def visitors(crowds: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -73,21 +76,24 @@ def _answers(port: int) -> bool:
 class Visitor(threading.Thread):
     """One person's browser with the list open; who has to wait asks less often, as htmx does."""
 
-    def __init__(self, port: int, session: str, until: float) -> None:
+    def __init__(self, port: int, session: str, all_have_it: threading.Barrier) -> None:
         super().__init__(daemon=True)
         self.waits: list[float] = []
         self.went_well = False
-        self._port, self._until = port, until
+        self._port, self._all_have_it = port, all_have_it
         self._cookie = f"sessionid={session}"
         self._state = ""
 
     def run(self) -> None:
-        time.sleep(random.uniform(0, INTERVAL))
-        # The first page is not a refresh; it only tells the state.
         self._get({})
-        while (due := time.perf_counter() + INTERVAL) < self._until:
+        # People don't all come at once: the crowd at the door is no part of it.
+        self._all_have_it.wait()
+        until = time.perf_counter() + WATCHED_FOR
+        time.sleep(random.uniform(0, INTERVAL))
+        while (due := time.perf_counter() + INTERVAL) < until:
+            state = "" if random.random() < INTERVAL / ANEW_AFTER else self._state
             start = time.perf_counter()
-            self._get({"HX-Request": "true", "X-Pcrud-State": self._state})
+            self._get({"HX-Request": "true", "X-Pcrud-State": state})
             self.waits.append(time.perf_counter() - start)
             time.sleep(max(0.0, due - time.perf_counter()))
         self.went_well = True
@@ -103,18 +109,18 @@ class Visitor(threading.Thread):
 
 
 def _watch(port: int, crowd: int, *, has_news: bool) -> list[float]:
-    """Return the seconds of each refresh; the first of each person, as all open the page at once, is left out."""
-    until = time.perf_counter() + WATCHED_FOR + crowd / 10
-    people = [Visitor(port, session, until) for session in _sessions(crowd)]
+    """Return the seconds of each refresh."""
+    all_have_it = threading.Barrier(crowd + 1, timeout=120)
+    people = [Visitor(port, session, all_have_it) for session in _sessions(crowd)]
     for person in people:
         person.start()
+    all_have_it.wait()
     if has_news:
-        _make_news(until)
+        _make_news(time.perf_counter() + WATCHED_FOR)
     for person in people:
         person.join()
-    waits = [wait for person in people for wait in person.waits[1:]]
     assert all(person.went_well and person.waits for person in people), "everybody got every answer"
-    return waits
+    return [wait for person in people for wait in person.waits]
 
 
 def _sessions(count: int) -> list[str]:
