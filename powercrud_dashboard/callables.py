@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from powercrud_dashboard.exceptions import UnimportableCallable
 
 TaskFunction = Callable[..., Any]
+
+#: Functions whose signatures a process keeps, as it takes Python a while to find one out.
+KNOWN_SIGNATURES = 500
 
 
 def resolve(func: str | TaskFunction) -> tuple[str, TaskFunction]:
@@ -47,11 +51,9 @@ def _path_of(func: TaskFunction) -> str:
 
 def injected_arguments(func: TaskFunction, available: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the ``available`` keyword arguments that the function's signature takes."""
-    try:
-        parameters = inspect.signature(func).parameters
-    except (TypeError, ValueError):
-        # Some built-in functions have no signature that Python can read.
+    if (signature := _signature(func)) is None:
         return {}
+    parameters = signature.parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return dict(available)
     by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -66,11 +68,26 @@ def check_arguments(path: str, func: TaskFunction, args: Sequence[Any], kwargs: 
     Raises:
         TypeError: in the words that the call itself would have failed with in the worker.
     """
-    try:
-        signature = inspect.signature(func)
-    except (TypeError, ValueError):
+    if (signature := _signature(func)) is None:
         return
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{path}(): {error}") from error
+
+
+def _signature(func: TaskFunction) -> inspect.Signature | None:
+    """Return the function's signature; None for some built-in ones, whose signature Python can't read."""
+    try:
+        return _known_signature(func)
+    except TypeError:
+        # It can't be hashed.
+        return _known_signature.__wrapped__(func)
+
+
+@lru_cache(maxsize=KNOWN_SIGNATURES)
+def _known_signature(func: TaskFunction) -> inspect.Signature | None:
+    try:
+        return inspect.signature(func)
+    except (TypeError, ValueError):
+        return None

@@ -24,6 +24,16 @@ def add(left: int, right: int = 0) -> int:
     return left + right
 
 
+class Scale(list[int]):
+    """A callable that can't be hashed, as lists can't."""
+
+    def __call__(self, value: int, *, task_key: str = "") -> list[int]:
+        return [factor * value for factor in self] if task_key else []
+
+
+double_and_triple = Scale([2, 3])
+
+
 def fail(message: str = "it broke") -> None:
     raise ValueError(message)
 

@@ -108,6 +108,13 @@ def test_builtin_functions_work_as_they_are(manager, record_of):
     assert (record.status, record.result) == ("success", 2)
 
 
+def test_a_callable_that_can_not_be_hashed_works_as_functions_do(manager, record_of):
+    path = "tests.testapp.tasks.double_and_triple"
+    assert record_of(manager.launch_async_task(path, 5, sync=True)).result == [10, 15]
+    with pytest.raises(TypeError, match="missing a required argument: 'value'"):
+        manager.launch_async_task(path)
+
+
 def test_task_key_and_manager_class_are_injected_where_the_signature_takes_them(manager, record_of):
     name = manager.launch_async_task(tasks.injected, sync=True)
     assert record_of(name).result == [name, "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"]
