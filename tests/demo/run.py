@@ -23,27 +23,32 @@ def free_port() -> int:
 
 
 def main() -> None:
-    manage("migrate", "--verbosity", "0")
-    manage("load_inventory")
-    manage("pcrud_schedule_cleanup")
-    port = int(os.environ.get("PORT", 0)) or free_port()
     # Also where it was started in the background, which shells do with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with Processes() as processes:
-        started = [
-            processes.start("qcluster"),
-            processes.start("runserver", f"127.0.0.1:{port}", "--noreload"),
-        ]
-        print(f"\nOpen http://127.0.0.1:{port}/admin/inventory/sourcefile/")
-        print(f"Log in as {USERNAME} with the password {PASSWORD}. Ctrl-C stops everything.\n", flush=True)
         try:
-            while all(process.poll() is None for process in started):
-                time.sleep(0.5)
+            serve(processes)
         except KeyboardInterrupt:
             print("\nStopping …", flush=True)
             return
     raise SystemExit("A process of the demo has ended by itself; see its messages above.")
+
+
+def serve(processes: Processes) -> None:
+    """Set the demo up and start it; return when one of its processes has ended by itself."""
+    manage("migrate", "--verbosity", "0")
+    manage("load_inventory")
+    manage("pcrud_schedule_cleanup")
+    port = int(os.environ.get("PORT", 0)) or free_port()
+    started = [
+        processes.start("qcluster"),
+        processes.start("runserver", f"127.0.0.1:{port}", "--noreload"),
+    ]
+    print(f"\nOpen http://127.0.0.1:{port}/admin/inventory/sourcefile/")
+    print(f"Log in as {USERNAME} with the password {PASSWORD}. Ctrl-C stops everything.\n", flush=True)
+    while all(process.poll() is None for process in started):
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
