@@ -112,7 +112,7 @@ def interrupted(demo: subprocess.Popen[str]) -> str:
 
 def login_page(port: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/admin/login/") as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/admin/login/", timeout=10) as response:
             return b"username" in response.read()
     except OSError:
         return False
