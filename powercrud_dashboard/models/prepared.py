@@ -193,14 +193,13 @@ class PreparedSave(PreparedInsert[Row]):
 
     def execute(self, row: Row) -> None:
         using = router.db_for_write(self._model)
-        if connections[using].vendor not in RETURN_WHAT_THEY_INSERT:
+        # Who listens ahead may put anything into the row that Django takes, such as expressions.
+        if connections[using].vendor not in RETURN_WHAT_THEY_INSERT or pre_save.has_listeners(self._model):
             row.save(force_insert=True, using=using)
             return
-        about: dict[str, Any] = {"instance": row, "raw": False, "using": using, "update_fields": None}
-        pre_save.send(self._model, **about)
         with self._inserted(row) as (cursor, statement):
             given = statement.read(cursor.fetchone(), connections[using])
         for column, value in zip(statement.selected, given, strict=True):
             setattr(row, column.target.attname, value)
         row._state.adding, row._state.db = False, using
-        post_save.send(self._model, created=True, **about)
+        post_save.send(self._model, instance=row, created=True, raw=False, using=using, update_fields=None)

@@ -89,12 +89,14 @@ def _indexed_afterwards(*models: Any) -> Iterator[None]:
         dropped = cursor.fetchall()
         for kind, name, _definition in dropped:
             cursor.execute(f'DROP {kind} "{name}"')
-        yield
-        for kind, _name, definition in dropped:
-            if kind == "index":
-                cursor.execute(definition)
-    # The triggers belong to the index of words.
-    ensure_index(connection)
+        try:
+            yield
+        finally:
+            for kind, _name, definition in dropped:
+                if kind == "index":
+                    cursor.execute(definition)
+            # The triggers belong to the index of words.
+            ensure_index(connection)
 
 
 def _copy(first: int, number: int, shift: int) -> None:

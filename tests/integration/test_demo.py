@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import POSTGRESQL
+from tests.conftest import POSTGRESQL, STOPS_WITHIN
 from tests.services import wait_until
 
 pytestmark = pytest.mark.skipif(POSTGRESQL, reason="the demo brings its own settings")
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.skipif(POSTGRESQL, reason="the demo brings its own sett
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds, on a machine that is busy with other tests.
 SETS_UP_WITHIN = 180
-STOPS_WITHIN = 90
 
 
 def environment(data: Path) -> dict[str, str]:

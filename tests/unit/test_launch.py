@@ -6,6 +6,7 @@ import math
 import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.db import transaction
+from django.db.models.sql.compiler import SQLInsertCompiler
 from django_q.conf import Conf
 from django_q.models import OrmQ, Task
 
@@ -47,6 +48,17 @@ def test_a_queued_task_is_recorded_before_anything_runs(manager, superuser, reco
     assert OrmQ.objects.get().func() == ADD
     assert manager.get_task_status(name) == manager.STATUSES.PENDING
     assert manager.get_active_tasks() == {name}
+
+
+def test_a_launch_has_django_write_no_insert_of_ours_anew(manager, monkeypatch):
+    manager.launch_async_task(ADD, 1)
+    written = []
+    as_sql = SQLInsertCompiler.as_sql
+    monkeypatch.setattr(
+        SQLInsertCompiler, "as_sql", lambda compiler: written.append(compiler.query.model) or as_sql(compiler)
+    )
+    manager.launch_async_task(ADD, 2)
+    assert written == [OrmQ]
 
 
 def test_a_launch_with_its_record_takes_few_statements(manager, django_assert_max_num_queries):

@@ -7,7 +7,8 @@ from unittest.mock import patch
 
 import pytest
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F
+from django.db.models import F, Value
+from django.db.models.functions import Upper
 from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
 
@@ -115,26 +116,42 @@ def test_a_value_in_the_place_of_the_databases_own_is_kept():
     assert ActiveTask.objects.get(task_name="two").queued_at == yesterday
 
 
-def test_saving_a_row_tells_those_who_listen(superuser):
+@pytest.fixture
+def listen():
+    """Connects a receiver to a signal of task records for the time of the test."""
+    connected = []
+
+    def connect(signal, receiver):
+        signal.connect(receiver, sender=TaskRecord)
+        connected.append((signal, receiver))
+
+    yield connect
+    for signal, receiver in connected:
+        signal.disconnect(receiver, sender=TaskRecord)
+
+
+def test_saving_a_row_tells_those_who_listen(listen, superuser):
     heard = []
 
-    def before(instance, **kwargs):
-        heard.append(("before", instance.pk, kwargs["raw"], kwargs["update_fields"]))
-        instance.label = "changed by a receiver"
-
     def after(instance, **kwargs):
-        heard.append(("after", instance.label, kwargs["created"], TaskRecord.objects.filter(pk=instance.pk).exists()))
+        there = TaskRecord.objects.filter(pk=instance.pk).exists()
+        heard.append((kwargs["created"], kwargs["raw"], kwargs["update_fields"], kwargs["using"], there))
 
-    pre_save.connect(before, sender=TaskRecord)
-    post_save.connect(after, sender=TaskRecord)
-    try:
-        PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one", user=superuser))
-    finally:
-        pre_save.disconnect(before, sender=TaskRecord)
-        post_save.disconnect(after, sender=TaskRecord)
-    assert heard == [("before", None, False, None), ("after", "changed by a receiver", True, True)]
+    listen(post_save, after)
+    PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one", user=superuser))
+    assert heard == [(True, False, None, "default", True)]
+    assert TaskRecord.objects.get().user == superuser
+
+
+def test_who_listens_before_a_row_is_saved_may_change_it_as_with_django(listen):
+    def before(instance, **kwargs):
+        instance.label = "changed"
+        instance.message = Upper(Value("an expression"))
+
+    listen(pre_save, before)
+    PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one"))
     kept = TaskRecord.objects.get()
-    assert (kept.label, kept.user) == ("changed by a receiver", superuser)
+    assert (kept.label, kept.message) == ("changed", "AN EXPRESSION")
 
 
 def test_a_database_that_does_not_return_what_it_inserts_is_left_to_django(monkeypatch):
