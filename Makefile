@@ -7,12 +7,14 @@ INSTALLED := $(VENV)/.installed
 # Side by side, as tests wait for processes more than they compute.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo demo-check test lint unit services faults bench messages screenshots clean
+.PHONY: help demo demo-check test lint unit services powercrud faults bench messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
-	@echo "make test         lint, types, layers, migrations, the whole test suite"
+	@echo "make test         lint, types, layers, migrations, the whole test suite on SQLite, real clusters on PostgreSQL"
+	@echo "make services     the suite on PostgreSQL, Redis, local times, and beside other packages of the admin"
+	@echo "make powercrud    tests with the views of django-powercrud, on Python 3.12 or newer"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
 	@echo "make messages     the catalogues, after a change of texts"
@@ -30,9 +32,9 @@ demo: $(INSTALLED)
 demo-check: $(INSTALLED)
 	@$(BIN)/python -m tests.demo.check
 
-# The two databases at the same time.
+# The whole suite on SQLite, and what real clusters do on PostgreSQL, at the same time.
 test: lint
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit services
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit clusters
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -42,12 +44,26 @@ lint: $(INSTALLED)
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings.sqlite
 
 unit: $(INSTALLED)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not faults" $(ARGS)
 
-# The same promises on the other database and the other broker; what a browser makes of a page depends on neither.
+clusters: $(INSTALLED)
+	$(PYTEST) --ds tests.settings.postgresql -m "cluster and not faults"
+
+# What depends on time, for local times in the place of aware ones.
+TIMES := $(addprefix tests/unit/test_,checks.py cleanup.py failures.py filters.py locks.py paging.py processes.py \
+	progress.py refresh.py retry_policy.py worker.py)
+
+# What else is true: the same promises on the other database and the other broker (what a browser makes of a page depends
+# on neither), some rounds of faults, local times, and the packages that change the admin.
 services: $(INSTALLED)
-	$(PYTEST) --ds tests.settings.postgresql -m "not markup and not browser"
-	$(PYTEST) --ds tests.settings.postgresql_redis -m cluster
+	$(PYTEST) -m faults
+	$(PYTEST) --ds tests.settings.postgresql -m "faults or not (cluster or markup or browser)"
+	$(PYTEST) --ds tests.settings.postgresql_redis -m "cluster and not faults"
+	$(PYTEST) --ds tests.settings.sqlite_local_time $(TIMES)
+	$(PYTEST) --ds tests.settings.postgresql_local_time $(TIMES)
+	$(PYTEST) --ds tests.settings.neighbours tests/neighbours
+	$(PYTEST) --ds tests.settings.unfold tests/browser/test_themes.py
+	$(PYTEST) --ds tests.settings.jazzmin tests/browser/test_themes.py
 
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)
@@ -65,9 +81,21 @@ bench:
 	$(BENCH)/bin/python -m pip install --quiet --editable . --group bench
 	$(BENCH)/bin/python -m tests.benchmarks.bench --json build/benchmarks.json $(ARGS)
 
+# The views of the real django-powercrud on this package.
+POWERCRUD := .venv-powercrud
+
+powercrud:
+	@test -x $(POWERCRUD)/bin/python || $(BENCH_PYTHON) -m venv $(POWERCRUD)
+	$(POWERCRUD)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(POWERCRUD)/bin/python -m pip install --quiet --editable . --group powercrud
+	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud tests/powercrud $(ARGS)
+	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud_postgresql tests/powercrud $(ARGS)
+
 # The pictures in docs/images, anew. Needs Chromium.
 screenshots: $(INSTALLED)
 	$(BIN)/python -m tests.demo.screenshots
+	$(BIN)/python -m tests.demo.screenshots --theme unfold
+	$(BIN)/python -m tests.demo.screenshots --theme jazzmin
 
 clean:
 	rm -rf $(VENV) .demo build dist
@@ -76,4 +104,4 @@ clean:
 messages: $(INSTALLED)
 	$(BIN)/python -m django makemessages --settings tests.settings.sqlite --locale de --no-wrap --no-obsolete \
 		--add-location file --ignore "tests/*" --ignore "$(VENV)*" --ignore "build/*"
-	cd powercrud_dashboard && ../$(BIN)/python -m django compilemessages --locale de
+	cd powercrud_dashboard && $(abspath $(BIN))/python -m django compilemessages --locale de

@@ -1,36 +1,43 @@
-"""The manager: the package's public API. Each method hands on to the module that knows how."""
+"""The manager: the package's public API. Each method hands on to the room that does the work."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import uuid
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
-from django.urls import URLPattern, URLResolver, include, path
-from django.utils.module_loading import import_string
-
-from powercrud_dashboard import cleanup, health, launching, lifecycle, locks, progress, queueing, resending, retrying
 from powercrud_dashboard.async_context import get_current_task
-from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.endpoint import ProgressView
-from powercrud_dashboard.exceptions import TaskConflict
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus
-from powercrud_dashboard.models.coordination import ActiveTaskState, write_transaction
-from powercrud_dashboard.retry_policy import DEFAULT_BACKOFF, ExceptionClass, RetryPolicy
+from powercrud_dashboard.engine import (
+    cleanup,
+    failures,
+    health,
+    launch,
+    lifecycle,
+    locks,
+    progress,
+    registry,
+    requests,
+    retry,
+    status,
+)
+from powercrud_dashboard.engine.arguments import QueueOptions, as_count, as_moment, as_name, as_person
+from powercrud_dashboard.engine.endpoint import ProgressEndpoint
+from powercrud_dashboard.engine.locks import ALL_OBJECTS
+from powercrud_dashboard.engine.policy import RetryPolicy
+from powercrud_dashboard.engine.spec import TaskFunction, TaskSpec, describe_objects, resolve_function
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskStatus
+from powercrud_dashboard.models.coordination import ActiveTaskState
+from powercrud_dashboard.models.statuses import FINISHED
+from powercrud_dashboard.text import SHORT, clean_text
 
-if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractUser
-
-__all__ = ["AsyncManager"]
+__all__ = ["ALL_OBJECTS", "AsyncManager", "RetryPolicy"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks while waiting for a task's end.
-STATUS_POLL_INTERVAL = 0.05
 
-
-class AsyncManager:
+class AsyncManager(ProgressEndpoint):
     """Launches tasks, holds conflict locks, takes progress, emits lifecycle events, cleans up.
 
     Subclass it and override :meth:`async_task_lifecycle` to follow what happens to tasks. The
@@ -43,155 +50,191 @@ class AsyncManager:
         SUCCESS = TaskStatus.SUCCESS.value
         FAILED = TaskStatus.FAILED.value
         CANCELLED = TaskStatus.CANCELLED.value
+        PAUSED = TaskStatus.PAUSED.value
         UNKNOWN = None
 
-    #: Used where no manager is named and none is configured.
-    DEFAULT_MANAGER = "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"
+    #: The dotted path of the manager where none is named and none is configured.
+    DEFAULT_MANAGER = registry.DEFAULT_MANAGER
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        """Make a manager; ``config`` is kept as :attr:`config` for subclasses, and travels to the worker."""
+        """Make a manager.
+
+        ``config`` holds plain JSON values for subclasses, as :attr:`config`. It is kept with each task, and every
+        manager that is made for that task later, in a worker for instance, gets it by keyword.
+        """
         self.config: dict[str, Any] = dict(config or {})
-        self.reservations: set[int] = set()
+        #: The unique keys of the reservations that this instance has made and no launch has used.
+        self.reservations: set[str] = set()
 
     @property
     def manager_class_path(self) -> str:
-        """The dotted path under which a worker finds this class."""
+        """The dotted path by which a worker finds this class."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     # Launch, cancel, retry
 
     def launch_async_task(
         self,
-        func: str | Callable[..., Any],
+        func: str | TaskFunction,
         *args: Any,
         conflict_ids: locks.ConflictIds | None = None,
         user: Any = None,
         affected_objects: Iterable[Any] | None = None,
-        task_key: str | None = None,
+        task_key: str | uuid.UUID | None = None,
         label: str | None = None,
-        group: str | None = None,
-        timeout: int | None = None,
+        group: str | int | None = None,
+        timeout: float | timedelta | None = None,
         cluster: str | None = None,
+        run_after: datetime | None = None,
         sync: bool = False,
+        cached: bool | int | None = None,
+        save: bool | None = None,
+        broker: Any = None,
         q_options: Mapping[str, Any] | None = None,
         task_args: Iterable[Any] | None = None,
         task_kwargs: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | int | None = None,
         unique_key: str = "",
         object_ids: locks.ConflictIds | None = None,
         object_count: int | None = None,
         by_object: bool = False,
-        func_name: str = "",
-        max_retries: int = 0,
-        retry_backoff: float = DEFAULT_BACKOFF,
-        retry_on: Iterable[ExceptionClass] = (),
-        give_up_on: Iterable[ExceptionClass] = (),
-        requeue_on_stop: bool | None = None,
+        shown_func: str = "",
         **kwargs: Any,
     ) -> str:
         """Run a function in the background and return the task's name.
 
         Args:
-            func: dotted path, or a function that a worker can import by its own name.
+            func: a dotted path, or a function that a worker can import by its own name.
             *args: positional arguments for the function.
             conflict_ids: objects to lock until the task ends, ``{"app_label.Model": {pk, ...}}``; a
-                value may also be a queryset. What this instance reserved is taken over.
-            user: who launches it; may see the task, and is named in the record.
-            affected_objects: descriptions (or objects) for people to read.
+                value may also be a queryset. Those that this instance has reserved are taken over.
+            user: who launches it: a user, a user's key, or a text. Users may see their tasks.
+            affected_objects: objects, or descriptions of them, for people to read.
             task_key: the name to use instead of a new UUID.
-            label: what people read; by default the function's path.
+            label: the name that people read; by default the function's path.
             group: django-q2 group.
-            timeout: seconds after which the worker stops the task.
+            timeout: seconds after which the worker stops the task, rounded up; -1 for no limit.
             cluster: name of the django-q2 cluster (queue) that is to run it.
-            sync: run it at once in this process; its error is raised here.
-            q_options: more options for django-q2.
+            run_after: when it is to start at the earliest. Its objects are locked from now on.
+            sync: run it at once in this process, whatever ``run_after`` says; its error is raised here.
+            cached: django-q2's option: keep its result in the cache, for so many seconds.
+            save: django-q2's option: whether django-q2 saves a row of its own.
+            broker: the django-q2 broker to use.
+            q_options: more options for django-q2. Those that are given by themselves as well are ignored here.
             task_args: more positional arguments, after ``*args``.
-            task_kwargs: more keyword arguments, also those whose names this method uses itself.
+            task_kwargs: more keyword arguments, of any name.
+            retry: a :class:`RetryPolicy`, or a number of retries.
             unique_key: if a task with the same key is queued or running, none is launched.
-            object_ids: objects that the task is for without locking them, in the form of ``conflict_ids``.
-            object_count: how many objects it is for, where they are not all named.
-            by_object: the function says of each object what became of it, with ``note_outcome``; for a retry of
-                those that were not done it takes their keys, as text, in its argument ``only``.
-            func_name: what is shown as the function, where that is one which runs others.
-            max_retries: how often it is run again by itself after an error; its locks are kept meanwhile.
-            retry_backoff: seconds to the first of these, give or take; each further wait is twice as long.
-            retry_on: exception classes, or their dotted paths, that it is run again after; by default after all
-                errors of its function and after its time limit. ``WorkerLost`` and ``EnqueueError``, in
-                ``powercrud_dashboard.exceptions``, stand for a lost worker and for a broker that does not take it.
-            give_up_on: exception classes that end it at once.
-            requeue_on_stop: whether a cluster that stops interrupts it, to be queued again, and does not wait for its
-                end; by default only if there are retries.
+            object_ids: objects that it works on without locking them, in the form of ``conflict_ids``; a model without
+                keys is only named.
+            object_count: how many objects it works on, where they are not all named.
+            by_object: the function reports the outcome of each object with ``note_outcome``. A retry of the
+                objects that were not done passes their keys, as text, in its argument ``only``.
+            shown_func: what is shown as the function, where ``func`` is one that runs others.
             **kwargs: keyword arguments for the function.
 
         Returns:
-            The task's name, which the function gets as ``task_key`` if it takes it. Likewise
+            The task's name, which the function gets as ``task_key`` if it accepts that. Likewise it gets
             ``manager_class``, the dotted path of this manager's class.
 
         Raises:
             UnimportableCallable: if a worker could not import the function.
-            TypeError: if the arguments don't fit its signature, or can't be pickled.
-            ValueError: if a key in ``conflict_ids`` is none of its model, or a number of the retries is negative.
+            TypeError: if the arguments don't fit its signature or can't be pickled, an option is of a wrong type, or
+                ``retry`` names something that is not an exception class.
+            ValueError: if a key in ``conflict_ids`` can't be a key of its model, or an option has an impossible
+                value, such as a name that is too long.
             TaskNameTaken: if ``task_key`` was used before.
             TaskAlreadyActive: if there is a task with the same ``unique_key``; it has its name.
             TaskConflict: if somebody else holds one of the objects. Nothing is left behind.
+            TaskBusy: if another process changes their locks in a transaction that does not end.
             EnqueueError: if the broker does not take the task. It is recorded as failed.
         """
-        request = launching.Launch(
-            func=func,
+        func_path, _function = resolve_function(func)
+        options = QueueOptions.of(
+            q_options,
+            task_name=task_key,
+            group=group,
+            cluster=cluster,
+            timeout=timeout,
+            sync=sync or None,
+            broker=broker,
+            cached=cached,
+            save=save,
+        )
+        lines, texts = describe_objects(affected_objects)
+        spec = TaskSpec(
+            func=func_path,
             args=(*args, *(task_args or ())),
             kwargs={**kwargs, **(task_kwargs or {})},
-            conflict_ids=conflict_ids,
-            affected_objects=affected_objects,
-            user=user,
-            task_name=task_key,
-            label=label,
-            group=group,
-            timeout=timeout,
-            cluster=cluster,
-            sync=sync,
-            q_options=q_options or {},
-            unique_key=unique_key,
-            object_ids=object_ids,
-            object_count=object_count,
-            by_object=by_object,
-            func_name=func_name,
-            policy=RetryPolicy.make(
-                max_retries=max_retries,
-                backoff=retry_backoff,
-                retry_on=retry_on,
-                give_up_on=give_up_on,
-                requeue_on_stop=requeue_on_stop,
-            ),
+            group=options.group,
+            cluster=options.cluster,
+            timeout=options.timeout,
+            label=clean_text(label or func_path, SHORT),
+            shown_func=clean_text(shown_func, SHORT),
+            manager_class=self.manager_class_path,
+            manager_config=self.config,
+            conflict_ids=(keys := locks.normalise(conflict_ids)),
+            parent_ids=locks.parent_rows(conflict_ids, keys),
+            object_ids=locks.normalise(object_ids, keeps_empty=True),
+            object_count=as_count("object_count", object_count),
+            object_texts=texts,
+            affected_objects=lines,
+            by_object=bool(by_object),
+            unique_key=as_name("unique_key", unique_key),
+            retry=RetryPolicy.of(retry),
+            options=options.others,
         )
-        try:
-            return launching.launch(self, request)
-        except TaskConflict as conflict:
-            if not cleanup.release_stale_holders(self.resolve_manager, conflict.holders):
-                raise
-            return launching.launch(self, request)
+        how = {"task_name": options.task_name or None, "user": as_person(user), "run_after": as_moment(run_after)}
+        return cleanup.without_stale_holders(
+            lambda: launch.launch(self, spec, sync=options.sync, broker=options.broker, **how)
+        )
 
-    def cancel_task(self, task_name: str, user: AbstractUser | None = None) -> bool:
+    def cancel_task(self, task_name: str, user: Any = None) -> bool:
         """Cancel a task: a queued one ends now, a running one as soon as its worker stops it.
 
         Returns True if the task was ended or asked to stop, False if there is none of this name
         or somebody has asked before.
+
+        Raises:
+            TaskBusy: if another process keeps the task locked in the database, and does not finish.
         """
-        active = ActiveTask.objects.tasks().filter(task_name=task_name).first()
-        if active is None:
-            return False
-        owner = self._owner_of(active)
-        if active.state == ActiveTaskState.PENDING and lifecycle.end(owner, active, "cancel", actor=user):
-            queueing.withdraw(active.queue_receipt)
-            return True
-        with write_transaction():
-            requested = ActiveTask.objects.all().request_cancel(task_name, user)
-            if requested:
-                lifecycle.emit(owner, "cancel_requested", task_name, actor=user)
-        return requested
+        return requests.cancel(task_name, as_person(user), self._owner_of)
+
+    def pause_task(self, task_name: str, user: Any = None, keep_locks: bool = True) -> bool:
+        """Pause a task: a queued one now, a running one at the next item of its tracked loop.
+
+        A paused task has no worker, and waits until :meth:`resume_task` queues it again. It can be cancelled.
+
+        Args:
+            task_name: the task.
+            user: who pauses it.
+            keep_locks: whether its objects stay locked; else it has to lock them again to be resumed.
+
+        Returns:
+            True if it is paused or was asked to; False if there is none of this name or somebody has asked before.
+
+        Raises:
+            TaskNotPausable: if it could not be resumed.
+            TaskBusy: as :meth:`cancel_task`.
+        """
+        return requests.pause(task_name, as_person(user), self._owner_of, keep_locks=keep_locks)
+
+    def resume_task(self, task_name: str, user: Any = None) -> bool:
+        """Queue a paused task again; one that has not stopped yet goes on. Return whether there was one.
+
+        An action that runs per object goes on with the objects that have no outcome, and a function that takes
+        ``resume_at`` gets the number of items that were done. Others run again from the start.
+
+        Raises:
+            TaskConflict: if others hold objects that it has given back; it stays paused.
+            TaskBusy: as :meth:`cancel_task`.
+        """
+        return cleanup.without_stale_holders(lambda: requests.resume(task_name, as_person(user), self._owner_of))
 
     def retry_task(
         self,
         task_name: str,
-        user: AbstractUser | None = None,
+        user: Any = None,
         *,
         task_args: Sequence[Any] | None = None,
         task_kwargs: Mapping[str, Any] | None = None,
@@ -199,105 +242,125 @@ class AsyncManager:
     ) -> str:
         """Launch an ended task again, with the same function, arguments, objects and locks.
 
-        ``task_args`` and ``task_kwargs``, if given, take the place of its positional and keyword
-        arguments. What differs is recorded. The objects and locks stay those of the first launch, or, with
-        ``only``, those of them that it names: ``{"app_label.model": {key as text, ...}}``.
+        Args:
+            task_name: the ended task.
+            user: who retries it.
+            task_args: positional arguments to use instead of its own. What differs is recorded.
+            task_kwargs: keyword arguments to use instead of its own.
+            only: restricts its objects and locks to these: ``{"app_label.model": {key as text, ...}}``.
 
-        Returns the name of the new task, whose record is linked to the first.
+        Returns:
+            The name of the new task, whose record is linked to the first.
 
         Raises:
-            TaskNotRetryable: if there is no record of it, it has not ended, it is being retried
-                already, or what it was launched with can't be restored.
+            TaskNotRetryable: if there is no record of it, it has not ended, a retry of it has not ended,
+                or what it was launched with can't be restored.
             TaskConflict: if somebody else holds one of its objects.
+            TaskAlreadyActive: if a task with its unique key is queued or running.
             EnqueueError: if the broker does not take the new task.
             TypeError: if the arguments don't fit the function.
         """
-        changes: dict[str, Any] = {"task_args": task_args, "task_kwargs": task_kwargs, "only": only}
-        try:
-            return retrying.retry(self, task_name, user, **changes)
-        except TaskConflict as conflict:
-            if not cleanup.release_stale_holders(self.resolve_manager, conflict.holders):
-                raise
-            return retrying.retry(self, task_name, user, **changes)
+        return cleanup.without_stale_holders(
+            lambda: retry.retry(self, task_name, user, task_args=task_args, task_kwargs=task_kwargs, only=only)
+        )
 
-    def run_task_now(self, task_name: str, user: AbstractUser | None = None) -> bool:
-        """Let a task that waits for its next try run as soon as a worker is free. Return whether it waited."""
-        active = ActiveTask.objects.waiting().filter(task_name=task_name).first()
-        return active is not None and resending.run_now(self._owner_of(active), active, user)
+    def dismiss_failure(self, task_name: str, user: Any = None, note: str = "") -> bool:
+        """Settle an open failure without a retry. Return whether it was open.
+
+        ``user`` and ``note`` are kept with it. Earlier tries of the same task are dismissed with it.
+
+        Raises:
+            TaskBusy: if another session keeps the records locked in the database, and does not finish.
+        """
+        return failures.dismiss(self, task_name, user, note)
+
+    def reopen_failure(self, task_name: str, user: Any = None) -> bool:
+        """Open a dismissed failure again, and raise as :meth:`dismiss_failure`. Return whether it was dismissed."""
+        return failures.reopen(self, task_name, user)
+
+    def run_task_now(self, task_name: str, user: Any = None) -> bool:
+        """Queue a task at once that waits for its retry or that the broker has lost. Return whether there was one."""
+        active = (ActiveTask.objects.waiting() | ActiveTask.objects.missing()).filter(task_name=task_name).first()
+        return active is not None and retry.run_now(self._owner_of(active), active, as_person(user))
 
     @classmethod
     def send_due_tasks(cls) -> int:
-        """Queue the tasks whose next try is due; return how many. Workers do this every few seconds."""
-        return resending.send_due(cls.resolve_manager)
+        """Queue the tasks whose retry is due; return how many. Workers do this every few seconds."""
+        return retry.send_due()
 
     # Conflict locks
 
-    def add_conflict_ids(self, name: str, conflict_ids: locks.ConflictIds) -> bool:
-        """Lock all of the objects under ``name``, or none; return whether they are locked.
+    def add_conflict_ids(self, task_name: str, conflict_ids: locks.ConflictIds) -> bool:
+        """Lock all of the objects under a name, or none; return whether they are locked.
 
-        ``name`` is a running task, or any name for a reservation. A reservation is taken over
-        by this instance's next launch, and expires after ``CONFLICT_TTL`` seconds.
+        ``task_name`` is a queued or running task, or any name for a reservation. A reservation is taken over
+        by this instance's next launch of a task that locks the same objects, and expires after ``CONFLICT_TTL``
+        seconds. In the worker of a task that was given up meanwhile, that task gets no locks.
         """
-        keys = locks.normalise(conflict_ids)
-        holder = locks.reserve(name, keys, manager_class=self.manager_class_path)
-        if holder is None and cleanup.release_stale_holders(self.resolve_manager, locks.holders(keys)):
-            holder = locks.reserve(name, keys, manager_class=self.manager_class_path)
+        task, task_name = get_current_task(), as_name("task_name", task_name)
+        if task is not None and task.task_name == task_name:
+            return task.take_conflict_ids(conflict_ids)
+        keys = locks.lock_keys(conflict_ids)
+        holder = locks.reserve(task_name, keys, manager_class=self.manager_class_path)
+        if holder is None and cleanup.release_stale_holders(set(keys)):
+            holder = locks.reserve(task_name, keys, manager_class=self.manager_class_path)
         if holder is None:
             return False
         if holder.state == ActiveTaskState.RESERVED:
-            self.reservations.add(holder.pk)
+            self.reservations.add(holder.unique_key)
         return True
 
-    def remove_conflict_ids(self, name: str, conflict_ids: locks.ConflictIds | None = None) -> int:
-        """Release what ``name`` itself holds, all of it or only these objects. Return how many locks went."""
-        return locks.release(name, None if conflict_ids is None else locks.normalise(conflict_ids))
+    def remove_conflict_ids(self, task_name: str, conflict_ids: locks.ConflictIds | None = None) -> int:
+        """Release what ``task_name`` itself holds, all of it or only these objects. Return how many locks went.
 
-    def release_conflict_lock(self, lock: ConflictLock, user: AbstractUser | None = None) -> bool:
+        If this instance has reserved something under the name, only that is released: what others have reserved under
+        it, or a task of that name holds, stays locked. It raises ``TaskBusy`` if another session keeps them locked.
+        """
+        keys = None if conflict_ids is None else locks.lock_keys(conflict_ids)
+        return locks.release(task_name, keys, own=self.reservations)
+
+    def release_conflict_lock(self, lock: ConflictLock, user: Any = None) -> bool:
         """Release one lock by hand, whoever holds it; the holder's record says who did it.
 
-        A task that runs goes on, without the right to the object. Returns False if the holder has
-        released the lock meanwhile.
+        A running task goes on, without the lock. Returns False if the holder has released it meanwhile.
         """
-        with write_transaction():
-            if not locks.release_one(lock):
-                return False
-            holder = lock.active_task
-            if holder.state != ActiveTaskState.RESERVED:
-                lifecycle.emit(self._owner_of(holder), "release", holder.task_name, actor=user, message=str(lock))
-        logger.info("The lock on %s held by %s was released by %s", lock, holder.task_name, user)
-        return True
+        return requests.release_lock(lock, as_person(user), self._owner_of)
 
-    def check_conflict(self, object_ids: locks.ConflictIds) -> set[Hashable]:
-        """Return those of the given ids that anyone holds, as they were given."""
-        return locks.held_ids(object_ids)
+    def check_conflict(self, object_data: locks.ConflictIds) -> set[Hashable]:
+        """Return those of the given ids that anyone holds, in the form in which they were given."""
+        return locks.held_ids(object_data)
 
     # Progress and status
 
     def update_progress(
-        self, task_name: str, message: object = None, *, current: int | None = None, total: int | None = None
+        self, task_name: str, progress_data: object = None, *, current: int | None = None, total: int | None = None
     ) -> None:
         """Report how far a task is.
 
         In the task's own worker this only notes the newest value: a thread writes it some times a
         second. Elsewhere it is written at once. "Step 3/10: label" also yields current and total.
 
+        Args:
+            task_name: the task.
+            progress_data: the message.
+            current: how much is done.
+            total: how much there is to do.
+
         Raises:
             TaskCancelled: in the worker, if somebody has cancelled the task.
         """
         task = get_current_task()
-        if task is not None and task.task_name == task_name:
-            task.update_progress(message, current=current, total=total)
+        # It may be given as a UUID.
+        if task is not None and task.task_name == str(task_name):
+            task.update_progress(progress_data, current=current, total=total)
             return
-        news = progress.Progress.parse(message, current, total)
-        if progress.write(task_name, news):
-            lifecycle.emit(self, "progress", task_name, message=news.message, current=news.current, total=news.total)
+        news = progress.Progress.parse(progress_data, current, total)
+        if (active := progress.write(task_name, news)) is not None:
+            lifecycle.emit(self._owner_of(active), "progress", task_name, **news.as_payload())
 
     def get_progress(self, task_name: str) -> str | None:
         """Return the newest message of a task, ended ones included; None if it has none."""
-        found = progress.read(task_name)
-        if found is not None:
-            return found.message or None
-        return TaskRecord.objects.filter(task_name=task_name).values_list("message", flat=True).first() or None
+        return status.progress_of(task_name).message or None
 
     def get_task_status(self, task_name: str, wait: int = 0) -> str | None:
         """Return the task's status, one of :class:`STATUSES`.
@@ -306,91 +369,55 @@ class AsyncManager:
             task_name: the task.
             wait: milliseconds to wait for its end; less than 0 waits without limit.
         """
-        deadline = time.monotonic() + wait / 1000
-        while True:
-            status = self._status(task_name)
-            if status not in (self.STATUSES.PENDING, self.STATUSES.IN_PROGRESS):
-                return status
-            if wait >= 0 and time.monotonic() >= deadline:
-                return status
-            time.sleep(STATUS_POLL_INTERVAL)
+        return status.status_after(task_name, wait)
 
     def get_task_status_nowait(self, task_name: str) -> str | None:
         """Return the task's status without waiting."""
-        return self._status(task_name)
+        return status.status_of(task_name)
 
     def is_task_complete(self, task_name: str) -> bool:
         """Return whether the task has ended, in whichever way."""
-        return self._status(task_name) in (self.STATUSES.SUCCESS, self.STATUSES.FAILED, self.STATUSES.CANCELLED)
+        return status.status_of(task_name) in FINISHED
 
     def describe_progress(self, task_name: str) -> dict[str, Any]:
         """Return what the progress endpoint answers, with ``finished`` telling whether the task has ended."""
-        status = self._status(task_name)
-        found = progress.read(task_name)
-        if found is None:
-            record = TaskRecord.objects.filter(task_name=task_name).first()
-            if record is not None:
-                found = progress.Progress(record.message, record.progress_current, record.progress_total)
-        found = found or progress.Progress()
-        return {
-            "task_name": task_name,
-            "status": status or "unknown",
-            "progress": found.message or None,
-            "current": found.current,
-            "total": found.total,
-            "percent": found.percent,
-            "finished": status not in (self.STATUSES.PENDING, self.STATUSES.IN_PROGRESS),
-        }
-
-    def _status(self, task_name: str) -> str | None:
-        active = ActiveTask.objects.tasks().filter(task_name=task_name).values_list("state", flat=True).first()
-        if active is not None:
-            return str(active)
-        recorded = TaskRecord.objects.filter(task_name=task_name).values_list("status", flat=True).first()
-        if recorded is not None:
-            return str(recorded)
-        finished = queueing.finished_task(task_name)
-        if finished is None:
-            return self.STATUSES.UNKNOWN
-        return self.STATUSES.SUCCESS if finished.success else self.STATUSES.FAILED
+        return status.described(task_name)
 
     # Active tasks
 
     def get_active_tasks(self) -> set[str]:
-        """Return the names of all queued and running tasks."""
+        """Return the names of all tasks that are queued, running or paused."""
         return set(ActiveTask.objects.tasks().values_list("task_name", flat=True))
 
     def is_active_task(self, task_name: str) -> bool:
-        """Return whether the task is queued or running."""
+        """Return whether the task is queued, running or paused."""
         return ActiveTask.objects.tasks().filter(task_name=task_name).exists()
 
     def remove_active_task(self, task_name: str) -> bool:
-        """End a task's coordination by hand: its locks are released, it counts as cancelled.
+        """End a task by hand: its locks are released, and it is recorded as cancelled.
 
-        Returns whether there was such a task. If a worker is at it, it goes on until its end.
+        Returns whether there was such a task. A worker that runs it stops it within about a second.
         """
-        active = ActiveTask.objects.tasks().filter(task_name=task_name).first()
-        if active is None or not lifecycle.end(self._owner_of(active), active, "cancel", message="Removed by hand."):
-            return False
-        queueing.withdraw(active.queue_receipt)
-        return True
+        return requests.remove(task_name, self._owner_of)
 
     def cleanup_completed_tasks(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Find lost workers, tasks lost in the queue, expired reservations and orphaned locks; prune history.
 
         Returns a summary: ``active_tasks`` (how many there were), ``cleaned`` (name -> what was
-        found), ``skipped`` (name -> why it was left alone), ``orphaned_locks`` and
-        ``pruned_records``. With ``dry_run`` nothing is changed.
+        found) and ``skipped`` (name -> why it was left alone), each for the first 100 tasks, with
+        ``cleaned_count`` and ``skipped_count`` for all, ``orphaned_locks`` and ``pruned_records``.
+        With ``dry_run`` nothing is changed.
         """
         if not dry_run:
             self.send_due_tasks()
-        return cleanup.Cleanup(self.resolve_manager, dry_run=dry_run).run().as_dict()
+        return cleanup.Cleanup(dry_run=dry_run).run().as_dict()
 
     def _owner_of(self, active: ActiveTask) -> AsyncManager:
-        """Return the manager that a task was launched by, which is to hear of its end."""
-        if active.manager_class in ("", self.manager_class_path):
+        """Return the manager that a task was launched by, whose hooks are called for its end."""
+        if active.manager_class in ("", self.manager_class_path) and active.manager_config == self.config:
             return self
-        return self.resolve_manager(active.manager_class)
+        owner: AsyncManager = registry.manager_of(active)
+        return owner
 
     # Health
 
@@ -408,72 +435,56 @@ class AsyncManager:
 
     # For subclasses
 
+    def wrap_function(self, func: TaskFunction) -> TaskFunction:
+        """Return what workers call instead of a task's function: that itself, unless a subclass overrides this.
+
+        What is returned has the same signature, as after ``functools.wraps``. It is also asked for at the launch, to
+        check the arguments.
+        """
+        return func
+
     def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
         """Called with each lifecycle event; override it, and call ``super()``.
 
         ``event`` is ``create``, ``start``, ``progress``, ``complete``, ``fail``, ``cancel``, ``retry`` or
-        ``cleanup``; there may be others (``cancel_requested``, ``log``). It is called after the transaction that
-        makes the change, in a worker by a thread of its own, or, if the caller of the manager has a transaction open,
-        inside that: use ``transaction.on_commit`` for what can't be undone. What it raises is logged and does not
-        disturb the task; however long it takes, no other task waits for it.
+        ``cleanup``; there may be others (``cancel_requested``, ``log``).
+
+        The payload of every event has ``status``, ``message``, ``progress_payload``, ``user``, ``affected_objects``,
+        ``task_args``, ``task_kwargs``, ``result``, ``timestamp`` and ``extra``, each None where there is nothing.
+
+        It is called after the transaction that makes the change, in a worker by a thread of its own. If the caller of
+        the manager has a transaction open, it is called inside that: use ``transaction.on_commit`` for what can't be
+        undone. What it raises is logged and does not disturb the task, and no other task waits for it.
         """
 
     @property
     def has_lifecycle_hook(self) -> bool:
-        """Whether a subclass wants to hear of events."""
+        """Whether a subclass overrides :meth:`async_task_lifecycle`."""
         return type(self).async_task_lifecycle is not AsyncManager.async_task_lifecycle
 
-    def record_lifecycle_events(self, task_name: str, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Keep events, in the transaction that makes the change; this manager keeps no history."""
-
-    def lifecycle_hook_failed(self, event: str, task_name: str, payload: dict[str, Any], error: Exception) -> None:
-        """Called after :meth:`async_task_lifecycle` raised, and what it had written was undone."""
-
     def handle_task_completion(self, task: Any, task_name: str) -> None:
-        """Called with django-q2's row of a finished task if the worker could not record its end itself.
+        """Called for each of this manager's tasks that ends, in success and failure; override it.
 
-        Subclasses that extend it call ``super()``.
+        ``task`` is an unsaved row of django-q2's ``Task`` with ``name``, ``success``, ``result`` (the error's text
+        after a failure), ``started`` and ``stopped``. It is called as :meth:`async_task_lifecycle` is.
         """
-        cleanup.finish_from(self, task, task_name)
+
+    @property
+    def has_completion_hook(self) -> bool:
+        """Whether a subclass overrides :meth:`handle_task_completion`."""
+        return type(self).handle_task_completion is not AsyncManager.handle_task_completion
 
     @classmethod
-    def resolve_manager(cls, path: str | None = None, config: Mapping[str, Any] | None = None) -> AsyncManager:
+    def resolve_manager(
+        cls, manager_class_path: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> AsyncManager:
         """Return a manager of the named class, else of the configured one, else of the dashboard's.
 
-        A path that does not import is logged, and the next in line is used: a typo never loses a task.
+        Called on a subclass without a path, it returns a manager of that subclass. A path that can't be imported is
+        logged and the next class is used, so that a typing error never loses a task.
         """
-        configured = app_settings.ASYNC_MANAGER_DEFAULT
-        for candidate in (path, configured.get("manager_class"), cls.DEFAULT_MANAGER):
-            manager_class = _import_manager(candidate) if candidate else None
-            if manager_class is not None:
-                settled = config or (None if path else configured.get("config"))
-                return manager_class(settled) if settled else manager_class()
-        return AsyncManager(config)
-
-    @classmethod
-    def as_view(cls) -> Callable[..., Any]:
-        """Return the progress endpoint as a view."""
-        return ProgressView.as_view(manager_class=cls)
-
-    @classmethod
-    def get_url(cls, pattern: str = "powercrud/async/progress/", name: str = "powercrud_async_progress") -> URLPattern:
-        """Return a URL pattern for the progress endpoint, without a namespace."""
-        return path(pattern, cls.as_view(), name=name)
-
-    @classmethod
-    def get_urlpatterns(cls, prefix: str = "powercrud/") -> URLResolver:
-        """Return the URLs to put into ``urlpatterns``: ``async_progress`` in the namespace ``powercrud``."""
-        patterns = [path("async/progress/", cls.as_view(), name="async_progress")]
-        return path(prefix, include((patterns, "powercrud"), namespace="powercrud"))
-
-
-def _import_manager(dotted_path: str) -> type[AsyncManager] | None:
-    try:
-        found = import_string(dotted_path)
-    except ImportError:
-        logger.exception("The manager class %s can't be imported; the default is used instead", dotted_path)
-        return None
-    if not (isinstance(found, type) and issubclass(found, AsyncManager)):
-        logger.error("%s is no subclass of AsyncManager; the default is used instead", dotted_path)
-        return None
-    return found
+        if manager_class_path is None and cls is not AsyncManager:
+            subclass: AsyncManager = registry.make_manager(cls, config)
+            return subclass
+        manager: AsyncManager = registry.resolve_manager(manager_class_path, config)
+        return manager

@@ -1,126 +1,258 @@
-"""Every system check of the package. Ids: ``powercrud_dashboard.E0xx`` and ``powercrud_dashboard.W0xx``."""
+"""System checks, with the ids ``powercrud_dashboard.E0xx`` and ``powercrud_dashboard.W0xx``."""
 
 from __future__ import annotations
 
+import logging
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
+from types import UnionType
 from typing import Any
 
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.cache import caches
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DatabaseError, connections
 from django.utils.module_loading import import_string
 
-from powercrud_dashboard import queueing
 from powercrud_dashboard.async_manager import AsyncManager
-from powercrud_dashboard.conf import SETTING_NAME, SETTING_NAMES, SETTING_TYPES, has_type
-from powercrud_dashboard.models import TaskStatus
-from powercrud_dashboard.models.coordination import coordination_db
+from powercrud_dashboard.conf import (
+    CHOICES,
+    MANAGER_SETTINGS,
+    MANAGER_TYPES,
+    MAX_NUMBER,
+    MAX_RETENTION_DAYS,
+    MINIMUMS,
+    SETTING_NAME,
+    SETTING_NAMES,
+    SETTING_TYPES,
+    app_settings,
+    is_retention,
+    is_valid,
+)
+from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.engine import registry
+from powercrud_dashboard.engine.notices import MIDDLEWARE
+from powercrud_dashboard.models.database import coordination_db
+from powercrud_dashboard.models.statuses import FINISHED
+from powercrud_dashboard.q2 import queue, schedules
+from powercrud_dashboard.schedules import CLEANUP_PATH
 
-#: What the pages are made of.
+#: What a project without a broker may add.
+BROKER_EXAMPLE = """Q_CLUSTER = {"name": "mysite", "orm": "default", "timeout": 600, "retry": 660}"""
+#: The first version with RETURNING, which claims a task in one statement.
+MIN_SQLITE_VERSION = (3, 35)
+#: What the middleware of the notices comes after: itself, or a subclass.
+NEEDED_BY_NOTICES = (
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+)
+#: Packages that the pages use.
 REQUIRED_APPS = ("django_q", "django_htmx", "django_tables2", "django_filters")
 
 
 @register()
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Check ``POWERCRUD_SETTINGS``: keys, types, and that what it names exists."""
+    """Check the keys, types and values of ``POWERCRUD_SETTINGS``."""
     given = getattr(settings, SETTING_NAME, {})
     if not isinstance(given, dict):
         return [
             Error(
                 f"{SETTING_NAME} must be a dict, not {type(given).__name__}.",
-                hint=f"Write {SETTING_NAME} = {{'CONFLICT_TTL': 3600, ...}}, or leave it out.",
+                hint=f"Set {SETTING_NAME} = {{'CONFLICT_TTL': 3600, ...}}, or remove it.",
                 id="powercrud_dashboard.E001",
             )
         ]
     return [
         *_unknown_keys(given),
         *_wrong_types(given),
-        *_cache_that_is_not_there(given),
-        *_manager_that_does_not_import(given),
+        *_unknown_cache(given),
+        *_invalid_managers(given),
+        *_unusable_in_views(given),
         *_unknown_statuses(given),
+        *_missing_middleware(given),
+        *_unknown_level(given),
     ]
 
 
 def _unknown_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:
-    if apps.is_installed("powercrud"):
-        # django-powercrud reads keys of its own from the same dict.
-        return
-    for name in given:
-        if name in SETTING_NAMES:
-            continue
-        similar = get_close_matches(str(name), SETTING_NAMES, n=1)
-        hint = f"Did you mean {similar[0]}?" if similar else f"Known keys: {', '.join(SETTING_NAMES)}."
-        yield Warning(
-            f"{SETTING_NAME} has an unknown key {name!r}, which has no effect.",
-            hint=hint,
-            id="powercrud_dashboard.W001",
-        )
+    managers = [(f"{SETTING_NAME}[{name!r}]", default, list(MANAGER_TYPES)) for name, default in _managers(given)]
+    for place, keys, known in [(SETTING_NAME, given, SETTING_NAMES), *managers]:
+        for name in keys:
+            is_peers = (
+                place == SETTING_NAME and not str(name).startswith("DASHBOARD_") and apps.is_installed("powercrud")
+            )
+            if name in known or is_peers:
+                # django-powercrud reads other keys from the same dict.
+                continue
+            similar = get_close_matches(str(name), known, n=1)
+            yield Warning(
+                f"{place} has the unknown key {name!r}, which has no effect.",
+                hint=f"Did you mean {similar[0]}?" if similar else f"Known keys: {', '.join(known)}.",
+                id="powercrud_dashboard.W001",
+            )
+
+
+def _managers(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the settings that name a manager."""
+    for name in sorted(MANAGER_SETTINGS):
+        if isinstance(default := given.get(name), dict):
+            yield name, default
 
 
 def _wrong_types(given: dict[str, Any]) -> Iterator[CheckMessage]:
     for name, value in given.items():
-        if name in SETTING_TYPES and not has_type(value, SETTING_TYPES[name]):
-            yield Error(
-                f"{SETTING_NAME}[{name!r}] is {value!r}, which can't be used; the default is used instead.",
-                hint=f"Set it to {_describe(SETTING_TYPES[name])}.",
-                id="powercrud_dashboard.E002",
-            )
+        if name in SETTING_NAMES and not is_valid(name, value):
+            yield _invalid_value(f"[{name!r}]", value, _describe(name))
+    # The path of the class has a check of its own.
+    for name, default in _managers(given):
+        if not isinstance(config := default.get("config"), dict | None):
+            yield _invalid_value(f"[{name!r}]['config']", config, "a dict")
 
 
-def _describe(expected: Any) -> str:
-    words = {int: "a whole number, 0 or more", bool: "True or False", str: "a string", type(None): "None"}
-    options = typing.get_args(expected) if typing.get_origin(expected) is not dict else ()
-    return " or ".join(words.get(option, "a dict") for option in options or (expected,))
+def _invalid_value(key: str, value: object, expected: str) -> CheckMessage:
+    return Error(
+        f"{SETTING_NAME}{key} has the invalid value {value!r}; the default is used instead.",
+        hint=f"Set it to {expected}.",
+        id="powercrud_dashboard.E002",
+    )
 
 
-def _cache_that_is_not_there(given: dict[str, Any]) -> Iterator[CheckMessage]:
+def _describe(name: str) -> str:
+    if name in CHOICES:
+        return " or ".join(map(repr, CHOICES[name]))
+    expected = SETTING_TYPES[name]
+    number = f"a whole number from {MINIMUMS.get(name, 0)} to {MAX_NUMBER:,}"
+    names = {int: number, bool: "True or False", str: "a string", type(None): "None"}
+    kinds = {list: "a list of strings", dict: "a dict", Callable: "a callable"}
+    options = typing.get_args(expected) if typing.get_origin(expected) is UnionType else (expected,)
+    return " or ".join(names.get(option) or kinds[typing.get_origin(option)] for option in options)
+
+
+def _unknown_cache(given: dict[str, Any]) -> Iterator[CheckMessage]:
     name = given.get("CACHE_NAME")
     if isinstance(name, str) and name not in caches.settings:
         yield Error(
-            f"{SETTING_NAME}['CACHE_NAME'] names the cache {name!r}, which is not in CACHES.",
-            hint="Name one of the caches in CACHES, or set it to None to keep progress in the database alone.",
+            f"{SETTING_NAME}['CACHE_NAME'] is {name!r}, which is not in CACHES.",
+            hint="Set it to a cache in CACHES, or to None to store progress only in the database.",
             id="powercrud_dashboard.E003",
         )
 
 
-def _manager_that_does_not_import(given: dict[str, Any]) -> Iterator[CheckMessage]:
-    default = given.get("ASYNC_MANAGER_DEFAULT")
-    path = default.get("manager_class") if isinstance(default, dict) else None
+def _invalid_managers(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    for name, default in _managers(given):
+        path = default.get("manager_class")
+        if name != "ASYNC_MANAGER_DEFAULT" or not registry.is_only_for_powercrud(path):
+            yield from _invalid_manager(f"[{name!r}]['manager_class']", path, AsyncManager)
+    yield from _invalid_manager("['DASHBOARD_RECORDER']", given.get("DASHBOARD_RECORDER"), DashboardAsyncManager)
+
+
+def _invalid_manager(key: str, path: Any, base: type[AsyncManager]) -> Iterator[CheckMessage]:
     if path is None:
         return
     try:
-        found = import_string(path)
-    except (ImportError, TypeError, AttributeError) as error:
-        problem = f"can't be imported: {error}"
+        manager_class = import_string(path)
+    except Exception as error:
+        # Importing runs the module, which may raise anything.
+        problem = f"can't be imported: {type(error).__name__}: {error}"
     else:
-        if isinstance(found, type) and issubclass(found, AsyncManager):
+        if isinstance(manager_class, type) and issubclass(manager_class, base):
             return
-        problem = "is no subclass of powercrud_dashboard.async_manager.AsyncManager"
+        problem = f"is not a subclass of {base.__module__}.{base.__name__}"
     yield Error(
-        f"{SETTING_NAME}['ASYNC_MANAGER_DEFAULT']['manager_class'] is {path!r}, which {problem}.",
+        f"{SETTING_NAME}{key} is {path!r}, which {problem}.",
         hint=f"Set it to the dotted path of a manager class, such as {AsyncManager.DEFAULT_MANAGER!r}.",
         id="powercrud_dashboard.E004",
     )
 
 
+def _unusable_in_views(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    """Warn of a default manager that the views of django-powercrud, which is installed, can't use."""
+    path = (dict(_managers(given)).get("ASYNC_MANAGER_DEFAULT") or {}).get("manager_class")
+    if not (apps.is_installed("powercrud") and isinstance(path, str)):
+        return
+    manager_class, base = _imported(path), _imported("powercrud.async_manager.AsyncManager")
+    is_ours = isinstance(manager_class, type) and issubclass(manager_class, AsyncManager)
+    if is_ours and base is not None and not issubclass(manager_class, base):
+        yield Warning(
+            f"{SETTING_NAME}['ASYNC_MANAGER_DEFAULT']['manager_class'] is {path!r}, which PowerCRUD's views can't use: "
+            "they launch no task in the background.",
+            hint="Derive it from powercrud_dashboard.contrib.powercrud.PowerCrudManager, or name it under "
+            "'DASHBOARD_MANAGER_DEFAULT'.",
+            id="powercrud_dashboard.W009",
+        )
+
+
 def _unknown_statuses(given: dict[str, Any]) -> Iterator[CheckMessage]:
     days_by_status = given.get("DASHBOARD_RETENTION_DAYS")
     for status, days in (days_by_status or {}).items() if isinstance(days_by_status, dict) else ():
-        is_number = isinstance(days, int | float) and not isinstance(days, bool) and days >= 0
-        if status not in TaskStatus.values or not (days is None or is_number):
+        if status not in FINISHED or not is_retention(days):
             yield Error(
-                f"{SETTING_NAME}['DASHBOARD_RETENTION_DAYS'] has {status!r}: {days!r}, which can't be used.",
-                hint="Map 'success', 'failed' or 'cancelled' to a number of days, or to None to keep them for good.",
+                f"{SETTING_NAME}['DASHBOARD_RETENTION_DAYS'] has the invalid item {status!r}: {days!r}.",
+                hint="Map 'success', 'failed' or 'cancelled' to a number of days, at most "
+                f"{MAX_RETENTION_DAYS:,}, or to None to keep all records.",
                 id="powercrud_dashboard.E005",
             )
 
 
+def _missing_middleware(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    paths = given.get("DASHBOARD_WORKER_MIDDLEWARE", [])
+    for path in paths if is_valid("DASHBOARD_WORKER_MIDDLEWARE", paths) else ():
+        try:
+            import_string(path)
+        except Exception as error:
+            # Importing runs the module, which may raise anything.
+            yield Error(
+                f"{SETTING_NAME}['DASHBOARD_WORKER_MIDDLEWARE'] contains {path!r}, which can't be imported "
+                f"({type(error).__name__}: {error}).",
+                hint="Use the dotted path of a middleware, as in MIDDLEWARE.",
+                id="powercrud_dashboard.E009",
+            )
+
+
+def _unknown_level(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    level = given.get("DASHBOARD_LOG_LEVEL", "INFO")
+    levels = logging.getLevelNamesMapping()
+    if isinstance(level, str) and level not in levels:
+        yield Error(
+            f"{SETTING_NAME}['DASHBOARD_LOG_LEVEL'] is {level!r}, which is no level of the module logging. "
+            "INFO is used instead.",
+            hint=f"Set it to one of {', '.join(name for name in levels if name != 'NOTSET')}.",
+            id="powercrud_dashboard.E012",
+        )
+
+
+@register()
+def check_notices_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Check that the middleware of the notices comes after those whose work it needs."""
+    paths = list(settings.MIDDLEWARE)
+    if MIDDLEWARE not in paths:
+        return []
+    before = [found for path in paths[: paths.index(MIDDLEWARE)] if isinstance(found := _imported(path), type)]
+    return [
+        Error(
+            f"{MIDDLEWARE} does not come after {path} in MIDDLEWARE.",
+            hint=f"Move {MIDDLEWARE} to a place after it.",
+            id="powercrud_dashboard.E013",
+        )
+        for path in NEEDED_BY_NOTICES
+        if not any(issubclass(found, import_string(path)) for found in before)
+    ]
+
+
+def _imported(path: str) -> Any:
+    try:
+        return import_string(path)
+    except ImportError:
+        # Django reports it.
+        return None
+
+
 @register()
 def check_installed_apps(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Check that the apps which the pages are made of are installed."""
+    """Check that the required apps are installed."""
     return [
         Error(
             f"powercrud_dashboard needs {name!r} in INSTALLED_APPS.",
@@ -133,54 +265,167 @@ def check_installed_apps(app_configs: Sequence[AppConfig] | None, **kwargs: Any)
 
 
 @register()
+def check_broker(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Check that ``Q_CLUSTER`` names a broker that can be used."""
+    if queue.runs_synchronously() or queue.names_a_broker():
+        return []
+    hint = f"Add a broker: {BROKER_EXAMPLE}"
+    if find_spec("redis") is None:
+        return [
+            Error(
+                "Q_CLUSTER names no broker, and django-q2's default broker needs the package 'redis'.",
+                hint=hint,
+                id="powercrud_dashboard.E008",
+            )
+        ]
+    return [
+        Warning(
+            "Q_CLUSTER names no broker: django-q2 uses Redis on this host, on port 6379.",
+            hint=f"{hint}, or name the Redis server: 'redis': 'redis://localhost:6379/0'.",
+            id="powercrud_dashboard.W006",
+        )
+    ]
+
+
+@register()
+def check_shared_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Warn about caches that web processes and clusters do not share."""
+    used = {
+        queue.state_cache(): "the Cluster page can't show what django-q2's clusters save in it",
+        app_settings.CACHE_NAME: "progress that workers write into it is not seen",
+    }
+    return [
+        Warning(
+            f"CACHES[{alias!r}] is not shared between processes: {loss}.",
+            hint='Use a shared one, such as {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": '
+            '"redis://localhost:6379/1"}, or {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": '
+            '"cache"} with "manage.py createcachetable".',
+            id="powercrud_dashboard.W007",
+        )
+        for alias, loss in used.items()
+        if alias in settings.CACHES and not queue.is_shared_cache(alias)
+    ]
+
+
+@register(Tags.database)
+def check_cleanup_schedule(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn if no schedule runs the cleanup. This reads the database, which ``check --database`` allows."""
+    if coordination_db() not in (databases or ()):
+        return []
+    try:
+        is_scheduled = schedules.runs(CLEANUP_PATH)
+    except DatabaseError:
+        # Before the first "migrate".
+        return []
+    if is_scheduled:
+        return []
+    return [
+        Warning(
+            "No schedule runs the cleanup: tasks of lost workers keep their locks, and the history grows.",
+            hint="Run 'manage.py pcrud_schedule_cleanup' once, or call 'manage.py pcrud_cleanup_async' regularly.",
+            id="powercrud_dashboard.W008",
+        )
+    ]
+
+
+@register()
 def check_cluster_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Warn of Q_CLUSTER settings under which django-q2 delivers a task that is still running."""
-    found: list[CheckMessage] = []
-    for name, cluster in queueing.cluster_settings().items():
+    """Warn about Q_CLUSTER settings with which django-q2 delivers a running task again."""
+    warnings: list[CheckMessage] = []
+    for name, cluster in queue.cluster_settings().items():
         retry, timeout = cluster.get("retry", 60), cluster.get("timeout")
         if timeout is None:
-            found.append(
+            warnings.append(
                 Warning(
-                    f"Q_CLUSTER {name!r} sets no timeout: a task that runs longer than retry "
-                    f"({retry} seconds) is delivered a second time.",
-                    hint="Set 'timeout' to the longest time a task may take, and 'retry' to more than that. Tasks "
-                    "launched through a manager are not run twice, other django-q2 tasks are.",
+                    f"Q_CLUSTER {name!r} has no timeout: a task that runs longer than retry "
+                    f"({retry} seconds) is delivered again.",
+                    hint="Set 'timeout' to the maximum run time of a task, and 'retry' to a larger value. Tasks "
+                    "launched by a manager do not run twice, but other django-q2 tasks do.",
                     id="powercrud_dashboard.W002",
                 )
             )
-        elif retry <= timeout:
-            found.append(
+        elif _is_number(retry) and _is_number(timeout) and retry <= timeout:
+            warnings.append(
                 Warning(
-                    f"Q_CLUSTER {name!r} has retry ({retry} seconds) not larger than timeout ({timeout} seconds): "
-                    "django-q2 delivers tasks again while they run.",
+                    f"Q_CLUSTER {name!r} has a retry of {retry} seconds, not larger than the timeout of {timeout} "
+                    "seconds: django-q2 delivers running tasks again.",
                     hint=f"Set 'retry' to more than {timeout}.",
                     id="powercrud_dashboard.W003",
                 )
             )
-    return found
+    return warnings
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 @register()
-def check_sqlite_options(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Warn of SQLite without the options that web and worker processes need to write side by side."""
-    return list(_sqlite_hints(coordination_db()))
+def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Check that the coordination database is PostgreSQL or a recent SQLite with the options that it needs."""
+    alias = coordination_db()
+    connection: Any = connections[alias]
+    # Not the display name: on MySQL that connects to the server.
+    found = connection.vendor
+    if found == "postgresql":
+        return list(_isolation(alias))
+    if found == "sqlite":
+        version = connection.Database.sqlite_version_info
+        if version >= MIN_SQLITE_VERSION:
+            return [*_sqlite_time_zone(alias), *_sqlite_warnings(alias)]
+        found = f"SQLite {_dotted(version)}"
+    return [
+        Error(
+            f"powercrud_dashboard can't use DATABASES[{alias!r}], which is {found}.",
+            hint=f"Use PostgreSQL, or SQLite {_dotted(MIN_SQLITE_VERSION)} or later. A database router can send the "
+            "models of powercrud_dashboard to a database of their own.",
+            id="powercrud_dashboard.E007",
+        )
+    ]
 
 
-def _sqlite_hints(alias: str) -> Iterator[CheckMessage]:
-    database: dict[str, Any] = settings.DATABASES.get(alias, {})
-    if not database.get("ENGINE", "").endswith("sqlite3"):
-        return
-    options = database.get("OPTIONS", {})
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _isolation(alias: str) -> Iterator[CheckMessage]:
+    level = connections.settings[alias]["OPTIONS"].get("isolation_level")
+    # The numbers of the levels depend on the version of psycopg, which need not be installed.
+    levels = import_string("django.db.backends.postgresql.psycopg_any.IsolationLevel")
+    if level not in (None, levels.READ_COMMITTED):
+        yield Error(
+            f"DATABASES[{alias!r}] has an isolation level other than READ COMMITTED: a launch would not see locks that "
+            "others take at the same moment, and two tasks would hold one object.",
+            hint="Remove isolation_level from its OPTIONS. A database router can send the models of "
+            "powercrud_dashboard to a database of their own.",
+            id="powercrud_dashboard.E011",
+        )
+
+
+def _sqlite_time_zone(alias: str) -> Iterator[CheckMessage]:
+    if settings.USE_TZ and connections[alias].timezone_name != "UTC":
+        yield Error(
+            f"DATABASES[{alias!r}] uses SQLite with a TIME_ZONE of its own: times are compared with SQLite's clock, "
+            "which is in UTC.",
+            hint="Remove TIME_ZONE from it; the setting TIME_ZONE is for what people see.",
+            id="powercrud_dashboard.E010",
+        )
+
+
+def _sqlite_warnings(alias: str) -> Iterator[CheckMessage]:
+    options = connections.settings[alias]["OPTIONS"]
     if str(options.get("transaction_mode", "")).upper() not in ("IMMEDIATE", "EXCLUSIVE"):
         yield Warning(
-            f"DATABASES[{alias!r}] is SQLite with deferred transactions: under load they fail with "
-            "'database is locked' instead of waiting for each other.",
+            f"DATABASES[{alias!r}] uses SQLite with deferred transactions, which fail with "
+            "'database is locked' under concurrent writes.",
             hint='Add "transaction_mode": "IMMEDIATE" to its OPTIONS.',
             id="powercrud_dashboard.W004",
         )
     if "wal" not in str(options.get("init_command", "")).lower():
         yield Warning(
-            f"DATABASES[{alias!r}] is SQLite without WAL: pages wait while a worker writes.",
+            f"DATABASES[{alias!r}] uses SQLite without WAL: readers wait while a worker writes.",
             hint='Add "init_command": "PRAGMA journal_mode=WAL;" to its OPTIONS.',
             id="powercrud_dashboard.W005",
         )

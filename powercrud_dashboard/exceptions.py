@@ -1,4 +1,4 @@
-"""The package's errors. Each carries its facts as attributes and says what to do next."""
+"""The exceptions of the package."""
 
 from __future__ import annotations
 
@@ -6,63 +6,91 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from django.core.exceptions import ValidationError
+from django.db import OperationalError
 from django.template.defaultfilters import filesizeformat
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.functional import lazy
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext_lazy
+
+from powercrud_dashboard.text import KeptText, lazy_text
+
+_lazy_filesize = lazy(filesizeformat, str)
+
+#: How several locked objects are named.
+_HELD = KeptText(_("%(object)s (held by %(holder)s)"))
+_AND_MORE = KeptText(
+    lambda count: ngettext_lazy("%(named)s and %(count)d more", "%(named)s and %(count)d more", count),
+    inner=["named"],
+)
+
+
+def and_more(named: str, count: int) -> str:
+    """Return the named things, and how many there are beyond them."""
+    return str(_AND_MORE(named=named, count=count)) if count > 0 else named
 
 
 @dataclass(frozen=True)
 class HeldObject:
-    """An object that is locked, and who holds it."""
+    """A locked object and the holder of the lock."""
 
     model_label: str
     object_id: str
     holder: str
     holder_label: str
     since: datetime | None = None
-    #: What people call it.
-    text: str = ""
+    #: The object, or its text.
+    text: object = ""
 
     def __str__(self) -> str:
-        return _("%(object)s (held by %(holder)s)") % {
-            "object": self.text or f"{self.model_label} {self.object_id}",
-            "holder": self.holder_label or self.holder,
-        }
+        named = self.text or f"{self.model_label} {self.object_id}"
+        return str(_HELD(object=named, holder=self.holder_label or self.holder))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The first of the locked objects, and how many there are."""
+
+    held: list[HeldObject]
+    total: int
+
+    def __str__(self) -> str:
+        named = ", ".join(map(str, self.held))
+        return and_more(named, self.total - len(self.held))
 
 
 class TaskConflict(RuntimeError):
-    """The objects of a launch, a retry or a reservation are held by somebody else.
+    """Objects of a launch, a retry or a reservation are locked by another task or reservation.
 
-    ``held`` lists them with their holders; ``total`` counts them all.
+    ``held`` lists the objects and their holders, and may be incomplete; ``total`` is their number.
     """
 
-    #: A message that names more objects than this is no longer read.
+    #: Maximum number of objects in the message.
     NAMED_IN_MESSAGE = 5
+
+    _text = KeptText(
+        _(
+            "Locked: %(objects)s. Wait until the locks are released, or cancel the task that holds them, then try "
+            "again."
+        ),
+        inner=["objects"],
+    )
 
     def __init__(self, held: Sequence[HeldObject], total: int | None = None) -> None:
         self.held = list(held)
         self.total = len(self.held) if total is None else total
-        named = ", ".join(str(item) for item in self.held[: self.NAMED_IN_MESSAGE])
-        more = self.total - min(len(self.held), self.NAMED_IN_MESSAGE)
-        if more > 0:
-            words = ngettext("%(named)s and %(count)d more", "%(named)s and %(count)d more", more)
-            named = words % {"named": named, "count": more}
-        super().__init__(
-            _("Another task already works on %(objects)s. Wait until it has ended, or cancel it, and try again.")
-            % {"objects": named}
-        )
+        super().__init__(self._text(objects=_Named(self.held[: self.NAMED_IN_MESSAGE], self.total)))
 
     @property
     def holders(self) -> list[str]:
-        """The names of the tasks and reservations in the way, each once."""
+        """The names of the tasks and reservations that hold the locks."""
         return list(dict.fromkeys(item.holder for item in self.held))
 
 
 class TaskCancelled(BaseException):
-    """Raised inside a running task that somebody cancelled.
+    """Raised in a running task after its cancellation was requested.
 
-    Like ``KeyboardInterrupt`` it is not an ``Exception``, so that a loop which goes on
-    past the errors of single objects still stops.
+    Like ``KeyboardInterrupt``, this is not a subclass of ``Exception``, so ``except Exception`` does not catch it.
     """
 
     def __init__(self, task_name: str) -> None:
@@ -70,87 +98,224 @@ class TaskCancelled(BaseException):
         super().__init__(f"Task {task_name} was cancelled.")
 
 
-class ClusterStopping(BaseException):
-    """Raised inside a running task whose cluster stops, if the task is to be queued again then."""
+class TaskGivenUp(BaseException):
+    """Raised in a running task when its locks may belong to others: its worker was, or may soon be, declared lost."""
+
+    _text = KeptText(_("Task %(name)s was stopped because the heartbeat of its worker had stopped."))
 
     def __init__(self, task_name: str) -> None:
         self.task_name = task_name
-        super().__init__(f"Task {task_name} was interrupted, as its cluster stops.")
+        super().__init__(self._text(name=task_name))
+
+
+class ClusterStopping(BaseException):
+    """Raised in a running task when its cluster stops, if the retry policy requeues the task."""
+
+    _text = KeptText(_("Task %(name)s was interrupted because its cluster is stopping."))
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(self._text(name=task_name))
+
+
+class TaskPaused(BaseException):
+    """Raised in a running task at the next item of its tracked loop after somebody has asked it to pause."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(f"Task {task_name} was paused.")
+
+
+class SliceEnded(BaseException):
+    """Raised in a running task at the next item of its tracked loop after its ``slice`` of time."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        super().__init__(f"Task {task_name} gives its worker back and is queued again.")
 
 
 class WorkerLost(RuntimeError):
-    """Stands, in ``retry_on`` and ``give_up_on``, for a worker that was killed or whose host is gone."""
+    """Represents a lost worker in a retry policy: its process was killed, or its host is down."""
+
+
+class TaskBusy(OperationalError):
+    """Another process keeps the rows of a task, or its objects, locked in the database; nothing was changed.
+
+    It may be frozen, or cut off from the database in the middle of a transaction.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            _("Another process is changing this and does not finish. Nothing was changed. Try again in a moment.")
+        )
 
 
 class UnimportableCallable(ValueError):
-    """A worker process could not import this callable."""
+    """A worker process can't import the callable."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
         self.reason = str(reason)
         super().__init__(
-            f"{name} can't be run in the background: {reason}. "
-            "Pass a function that is defined at the top level of an importable module, or its dotted path."
+            f"{name} can't run in the background: {reason}. "
+            "Pass a function defined at the top level of an importable module, or its dotted path."
         )
 
 
 class TaskNameTaken(ValueError):
-    """A task with this ``task_key`` exists already."""
+    """A task with this ``task_key`` already exists."""
 
     def __init__(self, task_name: str) -> None:
         self.task_name = task_name
         super().__init__(
-            f"A task named {task_name} exists already. "
-            "Leave task_key out to get a fresh name, or pass one that was not used before."
+            f"A task named {task_name} already exists. Omit task_key to generate a name, or pass an unused one."
         )
 
 
 class TaskAlreadyActive(RuntimeError):
-    """A task with the same ``unique_key`` is queued or running; ``task_name`` is its name."""
+    """A task with the same ``unique_key`` is queued or running. Its name is ``task_name``."""
+
+    _text = KeptText(_("The same task is already queued or running: %(name)s."))
 
     def __init__(self, task_name: str) -> None:
         self.task_name = task_name
-        super().__init__(_("The same task is already queued or running: %(name)s.") % {"name": task_name})
+        super().__init__(self._text(name=task_name))
 
 
 class FileTooLarge(ValueError):
-    """A file that was to be kept with a task is larger than ``DASHBOARD_FILE_LIMIT`` bytes."""
+    """A file of a task is larger than ``DASHBOARD_FILE_LIMIT`` bytes."""
+
+    _text = KeptText(_("The file %(name)s is larger than %(limit)s (DASHBOARD_FILE_LIMIT)."))
 
     def __init__(self, name: str, limit: int) -> None:
         self.name = name
         self.limit = limit
-        super().__init__(
-            _("The file %(name)s is larger than the %(limit)s that are kept with a task (DASHBOARD_FILE_LIMIT).")
-            % {"name": name, "limit": filesizeformat(limit)}
-        )
+        super().__init__(self._text(name=name, limit=_lazy_filesize(limit)))
 
 
 class AllObjectsFailed(RuntimeError):
-    """Every object of a task failed; the message has the first error."""
+    """All objects of a task failed. The message contains the first error."""
+
+    _text = KeptText(
+        lambda count: ngettext_lazy(
+            "The only object failed: %(error)s", "All %(count)d objects failed. First error: %(error)s", count
+        ),
+        inner=["error"],
+    )
 
     def __init__(self, count: int, first_error: str) -> None:
-        super().__init__(
-            ngettext("The only object failed: %(error)s", "All %(count)d objects failed. The first: %(error)s", count)
-            % {"count": count, "error": first_error}
-        )
+        super().__init__(self._text(count=count, error=first_error))
 
 
 class EnqueueError(RuntimeError):
-    """The broker did not take the task; it is recorded as failed and its locks are released."""
+    """The broker did not accept the task. The task is recorded as failed and its locks are released."""
+
+    _text = KeptText(
+        _("Task %(name)s could not be queued: %(reason)s. Check that the broker is running, then retry the task.")
+    )
 
     def __init__(self, task_name: str, reason: object) -> None:
         self.task_name = task_name
         self.reason = str(reason)
-        super().__init__(
-            _("Task %(name)s could not be queued: %(reason)s. Check that the broker is running, then retry the task.")
-            % {"name": task_name, "reason": reason}
-        )
+        super().__init__(self._text(name=task_name, reason=reason))
+
+
+class BrowserAnswer(RuntimeError):
+    """An action answered with something that only a browser could use, such as a page or a redirect."""
+
+    _text = KeptText(
+        _(
+            "The action answered with %(answer)s, which needs a browser. If it asks something first, use form=, "
+            "confirm=True or background_when=. Otherwise return nothing, data, or a file."
+        ),
+        inner=["answer"],
+    )
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        super().__init__(self._text(answer=answer))
+
+
+class DeletionRefused(RuntimeError):
+    """Nothing was deleted, because protected objects refer to what was selected."""
+
+
+class ErrorAnswer(RuntimeError):
+    """An action answered with the status of an error, ``status_code``."""
+
+    _text = KeptText(_("The action answered with an error: %(answer)s"))
+
+    def __init__(self, status_code: int, content: str) -> None:
+        self.status_code = status_code
+        super().__init__(self._text(answer=f"{status_code} {content}".strip()))
+
+
+class MiddlewareAnswered(RuntimeError):
+    """A middleware in ``DASHBOARD_WORKER_MIDDLEWARE`` answered in place of the action."""
+
+    _text = KeptText(
+        _("The action did not run: a middleware in DASHBOARD_WORKER_MIDDLEWARE answered in its place (%(answer)s).")
+    )
+
+    def __init__(self, status_code: int, location: str = "") -> None:
+        self.status_code = status_code
+        self.location = location
+        super().__init__(self._text(answer=f"{status_code} {location}".strip()))
+
+
+class UnreadableSpec(ValueError):
+    """The spec of a task can't be read, for this ``reason``.
+
+    ``is_newer`` is true if a newer release wrote the spec.
+    """
+
+    _text = KeptText(_("The task can't be restored: %(reason)s."), inner=["reason"])
+
+    def __init__(self, reason: object, *, is_newer: bool = False) -> None:
+        self.reason = reason
+        self.is_newer = is_newer
+        super().__init__(self._text(reason=reason))
 
 
 class TaskNotRetryable(RuntimeError):
-    """This record can't be launched again; ``reason`` says why."""
+    """The task can't be retried, for this ``reason``."""
+
+    _text = KeptText(_("Task %(name)s can't be retried: %(reason)s"), inner=["reason"])
 
     def __init__(self, task_name: str, reason: object) -> None:
         self.task_name = task_name
-        self.reason = str(reason)
-        super().__init__(_("Task %(name)s can't be retried: %(reason)s") % {"name": task_name, "reason": reason})
+        self.reason = reason
+        super().__init__(self._text(name=task_name, reason=reason))
+
+
+class TaskNotPausable(RuntimeError):
+    """The task can't be paused, for this ``reason``."""
+
+    def __init__(self, task_name: str, reason: object) -> None:
+        self.task_name = task_name
+        self.reason = reason
+        super().__init__(lazy_text(_("Task %(name)s can't be paused: %(reason)s"), name=task_name, reason=reason))
+
+
+class ArgumentsNotEditable(RuntimeError):
+    """The task can be retried, but not with other arguments: its own are more than plain JSON."""
+
+    def __init__(self, task_name: str) -> None:
+        self.task_name = task_name
+        text = _(
+            "Task %(name)s can't be retried with other arguments, because its arguments are not plain JSON. "
+            "Retry it without changes."
+        )
+        super().__init__(lazy_text(text, name=task_name))
+
+
+class InvalidParameters(ValidationError):
+    """The parameters of an action, which were valid at the click, are not valid any more."""
+
+    _text = KeptText(_("The parameters are no longer valid: %(problems)s"))
+
+    def __init__(self, problems: str) -> None:
+        super().__init__(self._text(problems=problems))
+
+    def __str__(self) -> str:
+        return str(self.message)

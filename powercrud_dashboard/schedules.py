@@ -1,4 +1,4 @@
-"""What a django-q2 schedule calls by dotted path."""
+"""What a django-q2 schedule calls by its dotted path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Signals for those who must listen without subclassing a manager.
+"""Signals for code that does not subclass a manager.
 
-Both are sent in the process where the change was made, after it was committed, and with
-``send_robust``: a receiver that raises is logged and harms nothing.
+They are sent in the process that made the change, after it was committed, with ``send_robust``: an error of a receiver
+is logged and harms nothing.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ CHANGELIST = "/admin/testapp/project/"
 TASKS = "/admin/powercrud_dashboard/taskrecord/"
 
 
-def choose(client, action: str, rows, address: str = CHANGELIST, **more):
+def choose(client, action: str, rows, address: str = CHANGELIST, *, headers=None, **more):
     data = {"action": action, "_selected_action": [row.pk for row in rows], **more}
-    return client.post(address, data, follow=True)
+    return client.post(address, data, follow=True, headers=headers)
 
 
 def said(response) -> list[str]:

@@ -13,13 +13,13 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
-from django.db import connection
 from django.test import Client
 from django_q.brokers import get_broker
 
-from powercrud_dashboard import queueing
+from powercrud_dashboard.dashboard.snapshots import snapshots
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.q2 import queue
 from tests import services
 from tests.services import wait_until
 from tests.testapp.models import Project
@@ -31,6 +31,12 @@ REDIS = "redis" in settings.Q_CLUSTER
 #: Seconds. Before a cluster stops, django-q2's monitor writes the results that it is behind with, about 30 a second
 #: on PostgreSQL; after 800 tasks it was 300 behind.
 STOPS_WITHIN = 90
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that one of them is not all that is left in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +53,18 @@ def django_db_modify_db_settings() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _empty_cache() -> None:
     cache.clear()
+    snapshots.clear()
 
 
 @pytest.fixture
 def manager() -> DashboardAsyncManager:
     return DashboardAsyncManager()
+
+
+@pytest.fixture
+def at_once(settings: Any) -> None:
+    """Run tasks in the process that launches them."""
+    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False}
 
 
 @pytest.fixture
@@ -63,20 +76,9 @@ def make_projects(db: None) -> Callable[[int], list[Project]]:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Wait with the end of the databases: PostgreSQL deletes none that a worker's reporter is still connected to."""
-    yield
-    if connection.vendor == "postgresql":
-        with django_db_blocker.unblock():
-            wait_until(_nobody_else_is_connected, "the other connections are closed")
-
-
-def _nobody_else_is_connected() -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        return bool(cursor.fetchone()[0] == 0)
+def django_db_keepdb() -> bool:
+    """Leave a database on a server of our own, which ends with the tests: sessions of threads may still be open."""
+    return POSTGRESQL
 
 
 @pytest.fixture
@@ -133,12 +135,18 @@ class Cluster:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(lambda: len(self.worker_pids) == settings.Q_CLUSTER["workers"], "the cluster runs")
+        try:
+            wait_until(lambda: len(self.worker_pids) == settings.Q_CLUSTER["workers"], "the cluster runs")
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def worker_pids(self) -> list[int]:
         """The process ids of its workers, as django-q2 tells them."""
-        return [pid for state in queueing.clusters() if state.pid == self.process.pid for pid in state.workers]
+        # The sentinel's parent is the main process, or its fork server.
+        own = [self.process.pid, *services.children_of(self.process.pid)]
+        return [pid for state in queue.clusters() if state.pid in own for pid in state.workers]
 
     def stop(self) -> int:
         """Stop it as an init system does; return its exit code."""

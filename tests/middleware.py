@@ -16,3 +16,14 @@ def content_security_policy(
         return response
 
     return respond
+
+
+def count_visits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Change the session in each request."""
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        request.session["visits"] = request.session.get("visits", 0) + 1
+        return response
+
+    return respond

@@ -19,7 +19,7 @@ import pytest
 
 #: Set where a missing program is a failure and not a reason to skip.
 REQUIRED = "PCRUD_REQUIRE_SERVICES"
-DEADLINE = 30
+DEADLINE = 60
 
 
 def program(name: str) -> str:
@@ -43,6 +43,14 @@ def wait_until(condition: Callable[[], object], what: str, deadline: float = DEA
         if time.monotonic() > end:
             raise AssertionError(f"Not within {deadline} s: {what}")
         time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's children."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 class Server:
@@ -70,8 +78,8 @@ class Server:
 
 
 @contextmanager
-def postgresql(socket_dir: Path) -> Iterator[Server]:
-    """Run a fresh PostgreSQL server that listens on a socket in ``socket_dir`` only."""
+def postgresql(socket_dir: Path, address: str = "") -> Iterator[Server]:
+    """Run a fresh PostgreSQL server that listens on a socket in ``socket_dir``, and on an address if one is given."""
     initdb, postgres = program("initdb"), program("postgres")
     # PostgreSQL refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
@@ -86,7 +94,10 @@ def postgresql(socket_dir: Path) -> Iterator[Server]:
         socket_dir.parent.chmod(0o755)
         run = {"user": user, "cwd": home, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.run([initdb, "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8"], check=True, **run)
-        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
+        if address:
+            with (data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
+        options = ["-c", f"listen_addresses={address}", "-c", "fsync=off", "-c", "max_connections=200"]
         # SIGINT: disconnect everybody and stop.
         server = Server(
             [postgres, "-D", str(data), "-k", str(socket_dir), *options],
@@ -111,10 +122,11 @@ def _takes_connections(socket_dir: Path) -> bool:
 
 
 @contextmanager
-def redis(socket: Path) -> Iterator[Server]:
-    """Run a fresh Redis server that listens on this socket only."""
+def redis(socket: Path, address: str = "") -> Iterator[Server]:
+    """Run a fresh Redis server that listens on this socket, and on an address if one is given."""
     socket.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    listening = ["--bind", address, "--protected-mode", "no"] if address else ["--port", "0"]
+    arguments = [*listening, "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
     server = Server([program("redis-server"), *arguments], socket.exists, signal.SIGTERM, stdout=subprocess.DEVNULL)
     try:
         server.start()

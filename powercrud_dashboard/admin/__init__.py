@@ -1,9 +1,10 @@
-"""What a project's ``admin.py`` imports; importing it also registers the task pages."""
+"""The public API for a project's ``admin.py``. Importing it registers the task pages."""
 
 from __future__ import annotations
 
-from powercrud_dashboard.admin import registrations  # noqa: F401
-from powercrud_dashboard.admin.actions import BackgroundAction, background_action
+from powercrud_dashboard.admin.actions import BackgroundAction
+from powercrud_dashboard.admin.clicks import background_action
 from powercrud_dashboard.admin.mixins import BackgroundActionsMixin
+from powercrud_dashboard.admin.registrations import TaskRecordAdmin
 
-__all__ = ["BackgroundAction", "BackgroundActionsMixin", "background_action"]
+__all__ = ["BackgroundAction", "BackgroundActionsMixin", "TaskRecordAdmin", "background_action"]

@@ -1,30 +1,61 @@
-"""How a background action is declared, and found again by its name in a worker."""
+"""Declaration of background actions, and their lookup by name in a worker."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from django.conf import settings
 from django.contrib.admin import ModelAdmin
 from django.contrib.admin.sites import all_sites
 from django.contrib.admin.utils import model_format_dict
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
-from django.forms import BaseForm
-from django.http import HttpRequest, HttpResponseBase
+from django.forms import BaseForm, Form
+from django.http import HttpRequest, QueryDict
+from django.utils.datastructures import MultiValueDict
 from django.utils.text import capfirst
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.admin.action_entries import function_of
-from powercrud_dashboard.retry_policy import DEFAULT_BACKOFF, ExceptionClass, RetryPolicy
+from powercrud_dashboard.async_context import get_current_task
+from powercrud_dashboard.async_manager import RetryPolicy
+from powercrud_dashboard.engine.pace import Limit, is_number
+from powercrud_dashboard.engine.spec import INJECTED, accepted_arguments, check_arguments, resolve_function
+from powercrud_dashboard.text import SHORT, KeptText, clean_text, describe, lazy_text
+
+_NO_ACTION = KeptText(_("%(admin)s has no background action “%(action)s”."))
+_NO_ADMIN = KeptText(_("The admin site “%(site)s” has no admin for %(model)s."))
+_NO_PERMISSION = KeptText(_("%(user)s does not have permission for “%(action)s”."))
+
+
+def function_of(entry: Any) -> Callable[..., Any]:
+    """Return the function of an entry of ``ModelAdmin.get_actions()``."""
+    function: Callable[..., Any] = entry[0] if isinstance(entry, tuple) else entry.func
+    return function
+
+
+def description_of(entry: Any) -> Any:
+    """Return the description of an entry, with placeholders for the names of the model."""
+    return entry[2] if isinstance(entry, tuple) else entry.plural_description
+
+
+def with_function(entry: Any, function: Callable[..., Any], description: Any) -> Any:
+    """Return a copy of the entry with another function and description."""
+    if isinstance(entry, tuple):
+        return (function, entry[1], description)
+    return dataclasses.replace(entry, func=function, description=description, plural_description=description)
+
 
 if TYPE_CHECKING:
     Admin = ModelAdmin[Any]
-    ActionFunction = Callable[..., Any]
+else:
+    Admin = ModelAdmin
+
+ActionFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -32,38 +63,44 @@ class BackgroundAction:
     """One background action of a ``ModelAdmin``.
 
     Raises:
-        ValueError: if the options contradict each other.
+        TypeError: if ``retry`` is neither a policy nor a whole number.
+        ValueError: if options are invalid or contradict each other.
     """
 
-    #: Name among the admin's actions.
+    #: Name of the admin action.
     name: str
-    #: What people read in the menu and in the task list.
+    #: Description in the action menu and in the task list.
     description: Any
-    #: Of these (``"change"``, ``"delete"``, ...) the user needs one, at the click and again in the worker.
+    #: The user needs one of these (``"change"``, ``"delete"``, ...). Checked on launch and again in the worker.
     permissions: Sequence[str] = ()
-    #: What is locked: the selected objects, nothing, or the whole model.
+    #: What the task locks: the selected objects (True), nothing (False), or the whole model.
     conflict: bool | Literal["model"] = True
-    #: What happens if selected objects are locked: refuse all, or run without those.
+    #: What to do if selected objects are locked: refuse the launch, or skip those objects.
     on_conflict: Literal["abort", "skip"] = "abort"
-    #: Whether the function is given one object at a time, each on its own.
+    #: Whether to call the function once for each object and record each outcome. A failure does not stop the task.
     per_object: bool = False
-    #: Asks for parameters on a page of its own first.
+    #: A form for parameters, shown before the launch. The function gets its ``cleaned_data`` if it accepts that.
     form: type[BaseForm] | None = None
-    #: Asks for a confirmation first, also without a form.
+    #: Whether to ask for confirmation, also without a form.
     confirm: bool = False
-    #: Objects of one task; a larger selection becomes a group of tasks.
+    #: Maximum number of objects in a task. Larger selections are split into a group of tasks that run in parallel.
     chunk_size: int | None = None
-    #: Selections of up to so many objects run at once, in the request. None takes the admin's own.
+    #: Run selections of at most this many objects in the request. None uses the threshold of the admin.
     background_threshold: int | None = None
-    #: How often a task runs again by itself after an error, and the further options of ``launch_async_task`` for that.
-    max_retries: int = 0
-    retry_backoff: float = DEFAULT_BACKOFF
-    retry_on: Sequence[ExceptionClass] = ()
-    give_up_on: Sequence[ExceptionClass] = ()
-    requeue_on_stop: bool | None = None
+    #: For an action that first shows a page of its own: the POST field that this page submits, or a callable that takes
+    #: the request. Until the field is there, or the callable returns true, the action runs in the request.
+    background_when: str | Callable[[HttpRequest], bool] | None = None
+    #: A :class:`RetryPolicy`, or a number of retries.
+    retry: RetryPolicy | int | None = None
+    #: Seconds after which a task gives its worker back at its next object, and is queued again for the objects that are
+    #: left. A task function that is not called per object goes on if it takes ``resume_at``.
+    slice: float | None = None
+    #: Objects a second, or a callable that returns the seconds to wait before the next object, 0 to go on. It applies
+    #: to each task, at each item of its ``track()``.
+    throttle: Limit | None = None
     #: The body of an admin action; None for a task function.
     body: ActionFunction | None = None
-    #: Dotted path of a task function, which is given ``pks`` and ``model``; "" for a body.
+    #: Dotted path of a task function with the arguments ``pks`` and ``model``; "" for an admin action.
     task: str = ""
 
     def __post_init__(self) -> None:
@@ -72,202 +109,192 @@ class BackgroundAction:
         if self.conflict not in (True, False, "model"):
             raise ValueError(f"conflict is {self.conflict!r}; use True, False or 'model'.")
         if self.conflict == "model" and self.on_conflict == "skip":
-            raise ValueError("A whole model is locked or not: conflict='model' does not go with on_conflict='skip'.")
+            raise ValueError("conflict='model' can't be combined with on_conflict='skip'.")
         if self.conflict == "model" and self.chunk_size:
             raise ValueError(
-                "Only one task can lock a whole model: conflict='model' does not go with chunk_size. "
-                "Use conflict=True, or leave chunk_size out."
+                "conflict='model' can't be combined with chunk_size, because only one task can lock a whole model. "
+                "Use conflict=True, or remove chunk_size."
             )
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size is {self.chunk_size}; use a number of objects, at least 1.")
-        # Complains of what makes no sense.
-        RetryPolicy.make(
-            max_retries=self.max_retries,
-            backoff=self.retry_backoff,
-            retry_on=self.retry_on,
-            give_up_on=self.give_up_on,
-            requeue_on_stop=self.requeue_on_stop,
-        )
+        # Options of a wrong type are errors of the system checks.
+        if isinstance(self.chunk_size, int) and self.chunk_size < 1:
+            raise ValueError(f"chunk_size is {self.chunk_size}; use a number of at least 1.")
+        if self.background_when is not None and (self.task or self.needs_confirmation):
+            raise ValueError("background_when is for an admin action with a page of its own, without form and confirm.")
+        RetryPolicy.of(self.retry)
+        if isinstance(self.slice, int | float) and self.slice <= 0:
+            raise ValueError(f"slice is {self.slice}; use a number of seconds that is greater than 0.")
+        if is_number(self.throttle) and not 0 < cast(float, self.throttle) < math.inf:
+            raise ValueError(f"throttle is {self.throttle}; use a number of objects a second that is greater than 0.")
+
+    def goes_to_background(self, request: HttpRequest) -> bool:
+        """Return whether this request launches the action; if not, the action runs in it, to show its own page."""
+        if callable(self.background_when):
+            return self.background_when(request)
+        return self.background_when is None or self.background_when in request.POST
 
     @property
-    def retry_options(self) -> dict[str, Any]:
-        """What ``launch_async_task`` is told of retries."""
-        names = ("max_retries", "retry_backoff", "retry_on", "give_up_on", "requeue_on_stop")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def asks_first(self) -> bool:
+    def needs_confirmation(self) -> bool:
         return self.confirm or self.form is not None
 
     @property
     def function_name(self) -> str:
-        """The dotted path of what really runs, for people to read."""
+        """The dotted path of the function, for display."""
         return self.task or (f"{self.body.__module__}.{self.body.__qualname__}" if self.body else "")
 
+    def check_function(self) -> None:
+        """Check that a worker can call the task function, if there is one.
+
+        Raises:
+            UnimportableCallable: if it can't be imported.
+            TypeError: if it does not take the arguments, or is a generator function.
+        """
+        if not self.task:
+            return
+        path, function = resolve_function(self.task)
+        available = {**INJECTED, **({"cleaned_data": {}} if self.form else {})}
+        args, kwargs = ((None,), {}) if self.per_object else ((), {"pks": [], "model": ""})
+        check_arguments(path, function, args, {**kwargs, **accepted_arguments(function, available)})
+
     def is_allowed(self, model_admin: Admin, request: HttpRequest) -> bool:
-        """Return whether the user has one of the permissions, in the way of Django's own actions."""
+        """Return whether the user has one of the permissions, as for Django's admin actions."""
         if not self.permissions:
             return True
         return any(getattr(model_admin, f"has_{name}_permission")(request) for name in self.permissions)
 
-    def is_allowed_on(self, model_admin: Admin, request: HttpRequest, obj: Any) -> bool:
+    def is_allowed_for_object(self, model_admin: Admin, request: HttpRequest, obj: Any) -> bool:
         """Return whether the user has one of the permissions for this object."""
         if not self.permissions:
             return True
         return any(_has_object_permission(model_admin, name, request, obj) for name in self.permissions)
 
     def label_for(self, model_admin: Admin) -> str:
-        """Return the description with the model's names in their places, as Django's own actions have them."""
-        return str(self.description) % model_format_dict(model_admin.opts)
+        """Return the description with the names of the model filled in, as a lazy translation."""
+        return lazy_text(self.description, **model_format_dict(model_admin.opts))
+
+
+#: Well-known actions with a page of their own, and the field that it submits.
+OWN_PAGES = {"delete_selected": "post"}
+
+
+def declared_action(item: str | BackgroundAction) -> BackgroundAction:
+    """Return the background action that an item of ``background_actions`` stands for.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(item, BackgroundAction):
+        return item
+    if not isinstance(item, str):
+        raise TypeError(
+            f"background_actions has {describe(item, SHORT)}; use the dotted path of a task function, the name of an "
+            "existing action, or a BackgroundAction."
+        )
+    if "." not in item:
+        return BackgroundAction(name=item, description="", background_when=OWN_PAGES.get(item))
+    name = item.rpartition(".")[2]
+    return BackgroundAction(
+        name=name,
+        description=capfirst(name.replace("_", " ")),
+        permissions=("change",),
+        task=item,
+    )
 
 
 def _has_object_permission(model_admin: Admin, name: str, request: HttpRequest, obj: Any) -> bool:
     check = getattr(model_admin, f"has_{name}_permission")
-    # Permissions of a project's own, such as has_archive_permission, take the request alone.
+    # Custom permission methods, such as has_archive_permission, take only the request.
     takes_object = len(inspect.signature(check).parameters) > 1
     return bool(check(request, obj) if takes_object else check(request))
 
 
-def background_action(
-    function: ActionFunction | None = None,
-    *,
-    description: Any = None,
-    permissions: Sequence[str] | None = None,
-    conflict: bool | Literal["model"] = True,
-    on_conflict: Literal["abort", "skip"] = "abort",
-    per_object: bool = False,
-    form: type[BaseForm] | None = None,
-    confirm: bool = False,
-    chunk_size: int | None = None,
-    background_threshold: int | None = None,
-    max_retries: int = 0,
-    retry_backoff: float = DEFAULT_BACKOFF,
-    retry_on: Sequence[ExceptionClass] = (),
-    give_up_on: Sequence[ExceptionClass] = (),
-    requeue_on_stop: bool | None = None,
-) -> Any:
-    """Make an admin action run in the background.
-
-    The action is written as ever, ``(self, request, queryset)``, as a method or a function; one that exists already
-    is wrapped in place. A click locks the selected objects and launches a task; the body runs in a worker, with the
-    real ``ModelAdmin``, a request that has the user, and the selected rows.
-
-    Args:
-        function: the action, for use without arguments.
-        description: what people read; by default the action's own, or made from its name.
-        permissions: of these (``"change"``, ...) the user needs one; by default the action's own.
-        conflict: True locks the selected objects, False none, ``"model"`` the whole model.
-        on_conflict: ``"abort"`` refuses a selection with locked objects, ``"skip"`` runs without those.
-        per_object: the body gets one object, ``(self, request, obj)``; each is on its own, and is recorded.
-        form: a form whose ``cleaned_data`` the body gets, if it takes an argument of this name.
-        confirm: asks for a confirmation first.
-        chunk_size: objects of one task; a larger selection becomes a group of tasks that run in parallel.
-        background_threshold: selections of up to so many objects run at once.
-        max_retries: how often a task runs again by itself after an error.
-        retry_backoff: seconds to the first of these, give or take; each further wait is twice as long.
-        retry_on: exception classes that it runs again after; by default all errors, and its time limit.
-        give_up_on: exception classes that end it at once.
-        requeue_on_stop: whether a cluster that stops interrupts it, to be queued again.
-
-    Raises:
-        ValueError: if the options contradict each other.
-    """
-    options = BackgroundAction(
-        name="",
-        description=description,
-        conflict=conflict,
-        on_conflict=on_conflict,
-        per_object=per_object,
-        form=form,
-        confirm=confirm,
-        chunk_size=chunk_size,
-        background_threshold=background_threshold,
-        max_retries=max_retries,
-        retry_backoff=retry_backoff,
-        retry_on=retry_on,
-        give_up_on=give_up_on,
-        requeue_on_stop=requeue_on_stop,
-    )
-
-    def decorate(body: ActionFunction) -> ActionFunction:
-        name = body.__name__
-        own = getattr(body, "short_description", None)
-        action = replace(
-            options,
-            name=name,
-            description=description or own or capfirst(name.replace("_", " ")),
-            permissions=tuple(getattr(body, "allowed_permissions", ()) if permissions is None else permissions),
-            body=body,
-        )
-        return launcher(action)
-
-    return decorate if function is None else decorate(function)
+#: Separates the fields of the form from those of the changelist.
+FORM_PREFIX = "pcrud"
 
 
-def launcher(action: BackgroundAction) -> ActionFunction:
-    """Return an admin action that launches ``action``, as Django's admin takes it."""
-
-    def launch(model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase | None:
-        # Here, as clicks know of actions and not the other way round.
-        from powercrud_dashboard.admin.clicks import click
-
-        return click(action, model_admin, request, queryset)
-
-    launch.__name__ = action.name
-    launch.short_description = action.description  # type: ignore[attr-defined]
-    launch.background_action = action  # type: ignore[attr-defined]
-    if action.permissions:
-        launch.allowed_permissions = list(action.permissions)  # type: ignore[attr-defined]
-    for name in ("locations", "plural_description"):
-        # What Django's own decorator says from 6.1 on.
-        if hasattr(action.body, name):
-            setattr(launch, name, getattr(action.body, name))
-    return launch
+def bound_form(action: BackgroundAction, data: QueryDict, files: MultiValueDict[str, Any]) -> BaseForm:
+    return (action.form or Form)(data, files, prefix=FORM_PREFIX)
 
 
 def action_of(function: object) -> BackgroundAction | None:
-    """Return the background action that an admin action launches, if it is one."""
-    found = getattr(function, "background_action", None)
-    return found if isinstance(found, BackgroundAction) else None
+    """Return the background action of an admin action; None for other admin actions."""
+    action = getattr(function, "background_action", None)
+    if not isinstance(action, BackgroundAction):
+        return None
+    # These may have been set after the decorator, as Django's own decorator does.
+    description = getattr(function, "short_description", None) or action.description
+    permissions = tuple(getattr(function, "allowed_permissions", action.permissions))
+    return dataclasses.replace(action, description=description, permissions=permissions)
+
+
+def chosen_name(request: HttpRequest) -> str:
+    """Return the name of the action that was chosen in a changelist, "" for none.
+
+    With an action bar above the list and one below it, ``index`` names the one whose button was pressed, as for Django.
+    """
+    names = request.POST.getlist("action")
+    try:
+        index = int(request.POST.get("index", 0))
+    except ValueError:
+        index = 0
+    try:
+        return names[index]
+    except IndexError:
+        return names[-1] if names else ""
+
+
+def is_click(action: BackgroundAction, model_admin: Admin, request: HttpRequest) -> bool:
+    """Return whether the action was chosen in a changelist, and is not called by other code."""
+    name = chosen_name(request)
+    if get_current_task() is not None or not name:
+        return False
+    entry = model_admin.get_actions(request).get(name)
+    chosen = getattr(function_of(entry), "background_action", None) if entry else None
+    if chosen is None:
+        # Another package has wrapped the function.
+        return name == action.name
+    # By name, as get_actions() may make the functions anew.
+    return bool(chosen.function_name == action.function_name)
 
 
 def find_action(model_admin: Admin, request: HttpRequest, name: str) -> BackgroundAction:
-    """Return the background action of this name, whether this person may use it or not.
+    """Return the background action with this name, without checking its permissions.
 
     Raises:
-        LookupError: if there is none (any more).
-        PermissionDenied: if it is one of another package that is not offered to this person (any more).
+        LookupError: if there is none.
+        PermissionDenied: if it wraps an action of another package that the user may not use.
     """
-    offered = model_admin.get_actions(request).get(name)
-    declared = [
-        function_of(offered) if offered else None,
+    entry = model_admin.get_actions(request).get(name)
+    candidates = [
+        function_of(entry) if entry else None,
         getattr(type(model_admin), name, None),
         *(item for item in model_admin.actions or () if getattr(item, "__name__", "") == name),
         *(function for action_name, function in model_admin.admin_site.actions if action_name == name),
     ]
-    for function in declared:
+    for function in candidates:
         if action := action_of(function):
             return action
     if name in getattr(model_admin, "wrapped_actions", {}):
-        # Django does not offer what this person may not do.
-        raise PermissionDenied(
-            _("%(user)s may not use “%(action)s” (any more).") % {"user": request.user, "action": name}
-        )
-    raise LookupError(f"{type(model_admin).__name__} has no background action {name!r} (any more).")
+        # get_actions() omits actions without permission.
+        entry = model_admin.get_action(name)
+        described = lazy_text(description_of(entry), **model_format_dict(model_admin.opts)) if entry else name
+        # In the site's own language, as the labels of tasks.
+        label = clean_text(described, SHORT)
+        raise PermissionDenied(_NO_PERMISSION(user=clean_text(request.user, SHORT), action=label))
+    raise LookupError(_NO_ACTION(admin=type(model_admin).__name__, action=name))
 
 
 def find_model_admin(site_name: str, model_label: str) -> Admin:
-    """Return the admin of this model in the admin site of this name.
+    """Return the ``ModelAdmin`` of the model in the admin site with this name.
 
     Raises:
-        LookupError: if there is none (any more).
+        LookupError: if there is none.
     """
     if all(site.name != site_name for site in all_sites):
-        # A site of the project's own is often made where only its URLs import it, which a worker needs not.
+        # Custom admin sites are often created by the URLconf, which a worker does not import.
         import_module(settings.ROOT_URLCONF)
     for site in all_sites:
         if site.name == site_name:
             for registered, model_admin in site._registry.items():
                 if registered._meta.label_lower == model_label:
                     return model_admin
-    raise LookupError(f"The admin site {site_name!r} has no admin for {model_label} (any more).")
+    raise LookupError(_NO_ADMIN(site=site_name, model=model_label))

@@ -1,76 +1,78 @@
-"""A click on a background action: ask first if need be, launch, and say what became of it."""
+"""Launch of background actions from a changelist."""
 
 from __future__ import annotations
 
 import logging
 import uuid
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.utils.html import format_html, format_html_join
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.text import capfirst
 
-from powercrud_dashboard import files, lifecycle, locks
-from powercrud_dashboard.admin.addresses import dashboard_url, task_url
-from powercrud_dashboard.admin.confirm import ask, sent_form
+from powercrud_dashboard.admin.actions import (
+    ActionFunction,
+    Admin,
+    BackgroundAction,
+    action_of,
+    chosen_name,
+    is_click,
+)
+from powercrud_dashboard.admin.answers import returned_answers
+from powercrud_dashboard.admin.confirmation import CONFIRMED, EDITABLE_PREFIX, confirmation_page, submitted_form
+from powercrud_dashboard.admin.launch_messages import Launch, LaunchMessages
+from powercrud_dashboard.admin.request import surroundings_of
 from powercrud_dashboard.admin.running import RUN_ACTION, SPLIT_SELECTION, click_key
-from powercrud_dashboard.admin.selected import Rows, lock_label
+from powercrud_dashboard.admin.selection import (
+    SelectedRows,
+    changelist_path,
+    filters_of,
+    lock_label,
+    locked_rows,
+    outcomes_of_locked,
+)
 from powercrud_dashboard.async_manager import AsyncManager
-from powercrud_dashboard.exceptions import EnqueueError, FileTooLarge, TaskAlreadyActive, TaskConflict
-from powercrud_dashboard.launching import runs_in_caller
+from powercrud_dashboard.engine import files, lifecycle, locks
+from powercrud_dashboard.engine.calls import call, generator_refusal, is_generator_function
+from powercrud_dashboard.engine.launch import runs_in_caller
+from powercrud_dashboard.exceptions import (
+    EnqueueError,
+    TaskConflict,
+    UnimportableCallable,
+)
 from powercrud_dashboard.models import TaskRecord
-from powercrud_dashboard.models.coordination import WHOLE_MODEL, write_transaction
-from powercrud_dashboard.models.history import ObjectOutcome, Outcome
-
-if TYPE_CHECKING:
-    from powercrud_dashboard.admin.actions import Admin, BackgroundAction
+from powercrud_dashboard.models.database import write_transaction
 
 logger = logging.getLogger(__name__)
 
-#: Objects described in the record; their number is exact.
-DESCRIBED_OBJECTS = 100
-
-#: What of the form on the changelist is no parameter of the action.
-NOT_PASSED_ON = ("csrfmiddlewaretoken", "_selected_action", "select_across", "index", "action", "pcrud-confirmed")
+#: Fields of the changelist form that are not parameters of the action.
+CHANGELIST_FIELDS = ("csrfmiddlewaretoken", "_selected_action", "select_across", "index", "action", CONFIRMED)
 
 
-def click(
+def handle_click(
     action: BackgroundAction, model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]
 ) -> HttpResponseBase | None:
-    """Launch the action for the selected rows and say so to the user, or ask first.
+    """Launch the action for the selected rows.
 
-    Returns the page that asks, or None to go back to the list.
+    Returns:
+        The confirmation page, the answer of an action that ran in the request, or None to return to the list.
     """
     if not action.is_allowed(model_admin, request):
         raise PermissionDenied
-    if action.asks_first:
-        form = sent_form(action, request)
+    if action.body is not None and not action.goes_to_background(request):
+        return call(action.body, model_admin, request, queryset)  # type: ignore[no-any-return]
+    if action.needs_confirmation:
+        form = submitted_form(action, request)
         if form is None or not form.is_valid():
-            return ask(action, model_admin, request, queryset, form)
-    Click(action, model_admin, request, queryset).launch()
-    return None
-
-
-@dataclass
-class _Launched:
-    """What one click has led to: a task, or a group of them."""
-
-    task_name: str
-    group: str
-    count: int
-    skipped: int
+            return confirmation_page(action, model_admin, request, queryset, form)
+    return Click(action, model_admin, request, queryset).launch()
 
 
 class Click:
-    """One launch from a changelist."""
+    """A launch from a changelist."""
 
     def __init__(
         self, action: BackgroundAction, model_admin: Admin, request: HttpRequest, queryset: QuerySet[Any]
@@ -82,222 +84,258 @@ class Click:
         self.manager = AsyncManager.resolve_manager()
         self.model_label = model_admin.opts.label_lower
         self.lock_label = lock_label(model_admin)
+        self.selected = SelectedRows(queryset, None)
+        #: The key in get_actions(), by which the worker finds the action.
+        self.action_name = chosen_name(request) or action.name
         self.name = str(uuid.uuid4())
-        self.runs_now = False
+        self.runs_in_request = False
+        #: What the action has answered, if it ran in the request.
+        self.answers: list[HttpResponseBase] = []
 
-    def launch(self) -> None:
-        """Launch the task or tasks, all or none; a message says what became of it."""
-        say = partial(self.model_admin.message_user, self.request)
+    def launch(self) -> HttpResponseBase | None:
+        """Launch the task or tasks, all or none, and add a message.
+
+        Returns:
+            What an action that ran in the request has answered.
+        """
+        said = LaunchMessages(self.action, self.model_admin, self.request)
         try:
-            launched = self._launch()
-        except TaskConflict as conflict:
-            say(self._words_of(conflict), messages.ERROR)
-        except TaskAlreadyActive as same:
-            say(self._already_active(same.task_name), messages.WARNING)
-        except (EnqueueError, FileTooLarge) as error:
-            say(str(error), messages.ERROR)
+            self.action.check_function()
+        except (UnimportableCallable, TypeError) as error:
+            said.fail(error, self.name)
+            return None
+        try:
+            launch = self._launch()
         except Exception as error:
-            if not self.runs_now:
-                raise
-            # The action's own error, in the request: it is recorded, as a worker would have done.
-            logger.exception("The action %s failed in the request", self.action.name)
-            say(self._failed(error), messages.ERROR)
+            # What the action itself raises in the request is no refusal, whatever its class. It is recorded.
+            locked_at_launch = self.runs_in_request and self.selected.pks is not None
+            has_run = locked_at_launch and TaskRecord.objects.filter(task_name=self.name).exists()
+            if has_run or not said.refuse(error, self.selected):
+                if not self.runs_in_request:
+                    raise
+                logger.exception("Background action %s failed in the request", self.action.name)
+                said.fail(error, self.name)
         else:
-            self._say_launched(launched)
+            said.report(launch)
+        return self.answers[0] if self.answers else None
 
-    def _launch(self) -> _Launched:
-        rows = Rows.of(self.queryset)
-        rows, left_out = self._without_locked(rows)
+    def _launch(self) -> Launch:
+        self.selected = SelectedRows.of_click(self.model_admin, self.request, self.queryset)
+        for _attempt in range(locks.TAKE_ATTEMPTS - 1):
+            rows, skipped = self._without_locked(self.selected)
+            try:
+                return self._launch_rows(rows, skipped)
+            except TaskConflict:
+                # With "skip" another task was faster: leave out its objects as well.
+                if self.action.on_conflict != "skip" or self.runs_in_request:
+                    raise
+        return self._launch_rows(*self._without_locked(self.selected))
+
+    def _launch_rows(self, rows: SelectedRows, skipped: dict[Any, str]) -> Launch:
         if rows.pks == []:
-            return _Launched("", "", 0, len(left_out))
-        count = rows.count_in(self.queryset)
+            return Launch("", "", 0, len(skipped), has_run=False)
+        count = rows.count()
         chunk_size = self.action.chunk_size or 0
         is_small = count <= self._threshold
-        self.runs_now = is_small or runs_in_caller()
+        self.runs_in_request = is_small or runs_in_caller()
         group = self.name if chunk_size and count > chunk_size and not is_small else ""
-        # What runs now must not keep the database's only writer waiting until its end; and one launch is all or
-        # nothing by itself, but for the record of a failure to queue it, which is to stay.
-        needs_more = bool(group or self.request.FILES or left_out) and not self.runs_now
-        with write_transaction() if needs_more else nullcontext():
+        # No transaction for tasks that run in the request: it would hold SQLite's write lock until they end. A single
+        # launch is atomic, and keeps the record of a task that could not be queued.
+        needs_transaction = bool(group or self.request.FILES or skipped) and not self.runs_in_request
+        not_queued: EnqueueError | None = None
+        with write_transaction() if needs_transaction else nullcontext():
             if self.request.FILES:
                 files.keep_parameters(self.name, dict(self.request.FILES.lists()))
-            if not group:
-                self._launch_one(rows, count, task_name=self.name, left_out=left_out)
-            elif rows.pks is None:
-                self._launch_one(rows, count, group=group, path=SPLIT_SELECTION, left_out=left_out)
-            else:
-                for number in range(0, count, chunk_size):
-                    part = Rows(pks=rows.pks[number : number + chunk_size])
-                    self._launch_one(part, len(part.pks or ()), group=group, left_out=left_out if not number else {})
-        return _Launched("" if group else self.name, group, count, len(left_out))
+            try:
+                if not group:
+                    with returned_answers(self.request) as self.answers:
+                        self._launch_one(rows, count, task_name=self.name, skipped=skipped)
+                elif rows.pks is None:
+                    self._launch_one(rows, count, group=group, path=SPLIT_SELECTION, skipped=skipped)
+                else:
+                    self._launch_chunks(rows, rows.pks, group, skipped)
+            except EnqueueError as error:
+                if group and rows.pks is not None:
+                    # All or none.
+                    raise
+                # Its record and its files are kept, for a retry.
+                not_queued = error
+        if not_queued is not None:
+            raise not_queued
+        return Launch("" if group else self.name, group, count, len(skipped), has_run=self.runs_in_request)
+
+    def _launch_chunks(self, rows: SelectedRows, pks: list[Any], group: str, skipped: dict[Any, str]) -> None:
+        objects = {self.model_label: pks}
+        reserves = self.runs_in_request and bool(self.action.conflict)
+        # All or none, although the first task of the group has ended before the next one is launched. The launches
+        # take over what this manager has reserved.
+        if reserves and not self.manager.add_conflict_ids(group, objects):
+            raise locks.conflict_on(locks.lock_keys(objects))
+        try:
+            size = self.action.chunk_size or len(pks)
+            for number in range(0, len(pks), size):
+                part = rows.restricted_to(pks[number : number + size])
+                self._launch_chunk(part, group, {} if number else skipped)
+        finally:
+            if reserves:
+                self.manager.remove_conflict_ids(group)
+
+    def _launch_chunk(self, rows: SelectedRows, group: str, skipped: dict[Any, str]) -> None:
+        name = str(uuid.uuid4())
+        try:
+            self._launch_one(rows, rows.count(), task_name=name, group=group, skipped=skipped)
+        except Exception:
+            if not (self.runs_in_request and TaskRecord.objects.filter(task_name=name).exists()):
+                raise
+            # It ran here and failed, which its own record says. The other tasks of the group follow.
+            logger.exception("A task of the background action %s failed in the request", self.action.name)
 
     @property
     def _threshold(self) -> int:
-        own = self.action.background_threshold
-        return own if own is not None else int(getattr(self.model_admin, "background_threshold", 0))
+        threshold = self.action.background_threshold
+        return threshold if threshold is not None else int(getattr(self.model_admin, "background_threshold", 0))
 
-    def _without_locked(self, rows: Rows) -> tuple[Rows, dict[Any, str]]:
-        """Leave out what is locked, if the action is to; the reasons are given by key."""
+    def _without_locked(self, rows: SelectedRows) -> tuple[SelectedRows, dict[Any, str]]:
+        """Return the rows without those to skip, and the holders of the skipped rows by key."""
         if self.action.conflict is not True or self.action.on_conflict != "skip" or rows.pks is None:
             return rows, {}
-        held = locks.normalise({self.lock_label: rows.pks})
-        holders = {lock.object_id: str(lock.active_task) for lock in locks.locks_on(held)}
-        everything = holders.get(WHOLE_MODEL)
-        left_out = {pk: holder for pk in rows.pks if (holder := everything or holders.get(str(pk)))}
-        return Rows(pks=[pk for pk in rows.pks if pk not in left_out]), left_out
+        skipped = locked_rows(self.model_label, rows.pks)
+        return rows.restricted_to([pk for pk in rows.pks if pk not in skipped]), skipped
 
     def _launch_one(
         self,
-        rows: Rows,
+        rows: SelectedRows,
         count: int,
         *,
-        left_out: dict[Any, str],
+        skipped: dict[Any, str],
         task_name: str | None = None,
         group: str = "",
         path: str = RUN_ACTION,
     ) -> None:
         action = self.action
-        objects = {self.lock_label: rows.pks or []}
+        objects = {self.model_label: rows.pks or []}
         splits = path == SPLIT_SELECTION
-        is_plain_task = bool(action.task) and not (action.per_object or action.form or rows.pks is None)
-        name = self.manager.launch_async_task(
-            action.task if is_plain_task else path,
-            task_key=task_name,
-            group=group or None,
-            conflict_ids=self._to_lock(objects),
-            object_ids=None if splits else objects,
-            object_count=count,
-            by_object=action.per_object and not splits,
-            func_name=action.function_name,
-            unique_key=self._unique_key(rows),
-            user=self.request.user,
-            affected_objects=self._described(rows),
-            label=action.label_for(self.model_admin),
-            task_kwargs=self._plain_arguments(rows)
-            if is_plain_task
-            else self._arguments(rows, group if splits else ""),
-            sync=self.runs_now,
-            **action.retry_options,
-        )
-        if left_out:
-            outcomes = [
-                ObjectOutcome(self.lock_label, str(pk), Outcome.SKIPPED, _("Locked by %(holder)s") % {"holder": holder})
-                for pk, holder in left_out.items()
-            ]
-            lifecycle.emit(self.manager, "objects", name, outcomes=outcomes, skipped_before=len(outcomes))
+        name = task_name or str(uuid.uuid4())
+        is_recorded = self.runs_in_request
+        try:
+            self.manager.launch_async_task(
+                path,
+                task_key=name,
+                group=group or None,
+                conflict_ids=self._conflict_ids(objects),
+                object_ids={self.model_label: []} if splits else objects,
+                object_count=0 if splits else count,
+                by_object=action.per_object or splits,
+                shown_func=action.function_name,
+                unique_key=self._unique_key(rows),
+                user=self.request.user,
+                affected_objects=None if splits else rows.described(),
+                label=action.label_for(self.model_admin),
+                task_kwargs=self._arguments(rows, group if splits else ""),
+                sync=self.runs_in_request,
+                retry=action.retry,
+            )
+            is_recorded = True
+        except EnqueueError:
+            is_recorded = True
+            raise
+        finally:
+            # Also if the task has failed in the request, or was not queued.
+            if skipped and is_recorded:
+                outcomes = outcomes_of_locked(self.lock_label, skipped, self.queryset)
+                lifecycle.emit(self.manager, "objects", name, outcomes=outcomes, skipped_before=len(outcomes))
 
-    def _to_lock(self, objects: dict[str, list[Any]]) -> locks.ConflictIds | None:
+    def _conflict_ids(self, objects: dict[str, list[Any]]) -> locks.ConflictIds | None:
         if self.action.conflict == "model":
-            return {self.lock_label: locks.ALL_OBJECTS}
-        # The rows of a query are locked in the worker, where they are resolved.
+            return {self.model_label: locks.ALL_OBJECTS}
+        # For "Select all" of many rows, the worker looks up and locks the rows.
         return objects if self.action.conflict else None
 
-    def _described(self, rows: Rows) -> QuerySet[Any]:
-        if rows.pks is None:
-            return self.queryset[:DESCRIBED_OBJECTS]
-        return self.queryset.filter(pk__in=rows.pks[:DESCRIBED_OBJECTS])
-
-    def _plain_arguments(self, rows: Rows) -> dict[str, Any]:
-        return {"pks": rows.pks, "model": self.model_label}
-
-    def _arguments(self, rows: Rows, group_to_launch: str = "") -> dict[str, Any]:
-        chosen: dict[str, Any] = {"pks": rows.pks} if rows.pks is not None else {"rows": rows}
+    def _arguments(self, rows: SelectedRows, group_to_launch: str = "") -> dict[str, Any]:
+        # Only JSON-serializable values, so that the record can show the arguments.
+        selected = {} if rows.pks is None else {"pks": [str(pk) for pk in rows.pks]}
         return {
             "site_name": self.model_admin.admin_site.name,
             "model": self.model_label,
-            "action_name": self.action.name,
-            **chosen,
-            "user_pk": self.request.user.pk,
-            "path": self.request.get_full_path(),
+            "action_name": self.action_name,
+            **selected,
+            "user_pk": str(self.request.user.pk),
+            "path": changelist_path(self.request),
+            "surroundings": surroundings_of(self.request),
             "post": self._post(),
             **({"files_of": self.name} if self.request.FILES else {}),
             **({"group": group_to_launch} if group_to_launch else {}),
         }
 
     def _post(self) -> dict[str, list[str]]:
-        return {name: list(values) for name, values in self.request.POST.lists() if name not in NOT_PASSED_ON}
+        # The fields of list_editable are not parameters either. A page of the action itself has none.
+        is_changelist = not isinstance(self.action.background_when, str)
+        editable = EDITABLE_PREFIX if self.model_admin.list_editable and is_changelist else None
+        return {
+            name: list(values)
+            for name, values in self.request.POST.lists()
+            if name not in CHANGELIST_FIELDS and not (editable and name.startswith(editable))
+        }
 
-    def _unique_key(self, rows: Rows) -> str:
-        """Return what is the same for the same action on the same selection with the same parameters."""
-        chosen = rows.pks if rows.pks is not None else str(self.queryset.order_by().query)
+    def _unique_key(self, rows: SelectedRows) -> str:
+        """Return a key for the action, the selection and the parameters; "" for a click with files."""
+        # The same query string may mean other rows for another user.
+        selected = rows.pks if rows.pks is not None else f"{filters_of(self.request)} {self.request.user.pk}"
         if self.request.FILES:
-            # Whether two files are the same would take reading them.
             return ""
         site_name = self.model_admin.admin_site.name
-        return click_key(site_name, self.model_label, self.action.name, chosen, self._post())
+        return click_key(site_name, self.model_label, self.action_name, selected, self._post())
 
-    # What is said
 
-    def _say_launched(self, launched: _Launched) -> None:
-        say = partial(self.model_admin.message_user, self.request)
-        label = {"action": self.action.label_for(self.model_admin)}
-        if not launched.count:
-            say(_("All of the selected objects are locked."), messages.ERROR)
-            return
-        if self.runs_now:
-            words = ngettext(
-                "“%(action)s” is done for %(count)d object.",
-                "“%(action)s” is done for %(count)d objects.",
-                launched.count,
-            )
-            link_words = _("See what it did")
-        else:
-            words = ngettext(
-                "“%(action)s” runs in the background for %(count)d object.",
-                "“%(action)s” runs in the background for %(count)d objects.",
-                launched.count,
-            )
-            link_words = _("See its progress")
-        link = self._group_url(launched.group) if launched.group else self._task_url(launched.task_name)
-        text = words % {**label, "count": launched.count}
-        say(format_html('{} <a href="{}">{}</a>', text, link, link_words) if link else text, messages.SUCCESS)
-        if launched.skipped:
-            text = ngettext(
-                "%(count)d locked object was left out.", "%(count)d locked objects were left out.", launched.skipped
-            )
-            say(text % {"count": launched.skipped}, messages.WARNING)
-        if self.runs_now and launched.task_name:
-            self._pass_messages_on(launched.task_name)
+def background_action(function: ActionFunction | None = None, **options: Any) -> Any:
+    """Run an admin action in the background.
 
-    def _pass_messages_on(self, task_name: str) -> None:
-        """Show what the action had to say, which is kept with the task as well."""
-        record = TaskRecord.objects.filter(task_name=task_name).first()
-        for event in record.events.filter(event="log") if record else ():
-            level = messages.DEFAULT_LEVELS.get(str(event.payload.get("level", "")).upper(), messages.INFO)
-            self.model_admin.message_user(self.request, event.message, level)
+    The action has the usual signature, ``(self, request, queryset)``, as a method or a function. Running it from the
+    changelist locks the selected objects and launches a task. A worker calls the function with the ``ModelAdmin``, a
+    request with the user, and the selected rows.
 
-    def _words_of(self, conflict: TaskConflict) -> str:
-        words = ngettext(
-            "“%(action)s” was not started: %(count)d of the selected objects is in use by",
-            "“%(action)s” was not started: %(count)d of the selected objects are in use by",
-            conflict.total,
-        ) % {"action": self.action.label_for(self.model_admin), "count": conflict.total}
-        labels = {item.holder: item.holder_label or item.holder for item in conflict.held}
-        linked = format_html_join(", ", "{}", ((self._linked(holder, label),) for holder, label in labels.items()))
-        return format_html("{} {}. {}", words, linked, _("Wait until it has ended, or cancel it, and try again."))
+    Args:
+        function: the action, if the decorator is used without arguments.
+        **options: the fields of :class:`BackgroundAction`. ``description`` and ``permissions`` default to those of
+            the action; without a description, its name is used.
 
-    def _already_active(self, task_name: str) -> str:
-        words = _("“%(action)s” is already under way for this selection.") % {
-            "action": self.action.label_for(self.model_admin)
+    Raises:
+        TypeError: if an option is unknown, or the action is a generator function.
+        ValueError: if options are invalid or contradict each other.
+    """
+
+    def decorate(body: ActionFunction) -> ActionFunction:
+        if is_generator_function(body):
+            raise TypeError(generator_refusal(body.__qualname__))
+        defaults = {
+            "name": body.__name__,
+            "description": getattr(body, "short_description", None) or capfirst(body.__name__.replace("_", " ")),
+            "permissions": tuple(getattr(body, "allowed_permissions", ())),
         }
-        group = TaskRecord.objects.filter(task_name=task_name).values_list("group", flat=True).first()
-        url = self._group_url(group) if group else self._task_url(task_name)
-        return format_html('{} <a href="{}">{}</a>', words, url, _("See its progress")) if url else words
+        overrides = {name: value for name, value in options.items() if value is not None}
+        return launcher(BackgroundAction(**{**defaults, **overrides, "body": body}))
 
-    def _failed(self, error: Exception) -> str:
-        words = _("“%(action)s” failed: %(error)s") % {
-            "action": self.action.label_for(self.model_admin),
-            "error": error,
-        }
-        url = self._task_url(self.name)
-        return format_html('{} <a href="{}">{}</a>', words, url, _("See what happened")) if url else words
+    return decorate if function is None else decorate(function)
 
-    def _linked(self, task_name: str, label: str) -> str:
-        url = self._task_url(task_name)
-        return format_html('<a href="{}">{}</a>', url, label) if url else label
 
-    def _task_url(self, task_name: str) -> str:
-        return task_url(self.model_admin.admin_site.name, task_name)
+def launcher(action: BackgroundAction) -> ActionFunction:
+    """Return an admin action that launches the background action if it is chosen in a changelist.
 
-    def _group_url(self, group: str) -> str:
-        return dashboard_url(self.model_admin.admin_site.name, "group", group)
+    Called by other code, it runs in place.
+    """
+
+    def launch(model_admin: Admin, request: HttpRequest, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        if action.body is not None and not is_click(action, model_admin, request):
+            return call(action.body, model_admin, request, rows, *args, **kwargs)
+        return handle_click(action_of(launch) or action, model_admin, request, rows)
+
+    launch.__name__ = action.name
+    launch.short_description = action.description  # type: ignore[attr-defined]
+    launch.background_action = action  # type: ignore[attr-defined]
+    if action.permissions:
+        launch.allowed_permissions = list(action.permissions)  # type: ignore[attr-defined]
+    for name in ("locations", "plural_description"):
+        # Set by Django's action decorator since Django 6.1.
+        if hasattr(action.body, name):
+            setattr(launch, name, getattr(action.body, name))
+    return launch

@@ -1,30 +1,41 @@
-"""What narrows the task list down. Everything is in the address, so that a view can be shared."""
+"""Filters of the task list. All of them are query parameters, so a filtered list can be shared by its URL."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import django_filters
 from django import forms
+from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import QueryDict
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
+from django_filters.fields import RangeField
 from django_filters.widgets import DateRangeWidget
 
+from powercrud_dashboard.dashboard.formatting import local
 from powercrud_dashboard.dashboard.keyset import Order
-from powercrud_dashboard.models import TaskObject, TaskRecord, search
+from powercrud_dashboard.dashboard.statuses import on_tab, stored_status
+from powercrud_dashboard.models import FailureReason, Resolution, TaskObject, TaskRecord, TaskStatus, search
+from powercrud_dashboard.models.history import TaskRecordQuerySet
+from powercrud_dashboard.models.labels import label_of_rows
 
-#: A number of seconds that every database takes: some thirty years.
+if TYPE_CHECKING:
+    from powercrud_dashboard.dashboard.access import User
+
+#: About thirty years; every database accepts a duration of this length.
 MAX_SECONDS = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Window:
-    """A length of time that ends now."""
+    """A time window that ends now."""
 
     label: Any
     length: timedelta
@@ -34,50 +45,109 @@ WINDOWS = {
     "1h": Window(_("the last hour"), timedelta(hours=1)),
     "24h": Window(_("the last 24 hours"), timedelta(hours=24)),
     "7d": Window(_("the last 7 days"), timedelta(days=7)),
+    "30d": Window(_("the last 30 days"), timedelta(days=30)),
 }
+
+
+#: The value of the ``resolution`` parameter for all failures. Without one, only open ones are listed as failed.
+ALL_FAILURES = "all"
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A filter that is in force, and the address of the list without it."""
+    """An active filter, and the URL of the list without it."""
 
     label: str
     value: str
     url: str
 
 
-class DateRangeInput(DateRangeWidget):  # type: ignore[misc]
-    """Two date inputs that say which is which."""
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def _with_time(value: Any, time: str) -> Any:
+    """Return a date with this time, as a text; anything else as it is."""
+    return f"{value}T{time}" if isinstance(value, str) and _DATE.fullmatch(value) else value
+
+
+class _MomentInput(forms.DateTimeInput):
+    """An input for a local date and time, which is given a date too."""
+
+    input_type = "datetime-local"
+
+    def __init__(self, label: Any, time: str) -> None:
+        super().__init__(attrs={"aria-label": label}, format="%Y-%m-%dT%H:%M")
+        self._time = time
+
+    def format_value(self, value: Any) -> str | None:
+        return super().format_value(_with_time(value, self._time))
+
+
+class _MomentField(forms.DateTimeField):
+    def __init__(self, time: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(_with_time(value, self._time))
+        except OverflowError as error:
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from error
+
+
+class MomentRangeInput(DateRangeWidget):  # type: ignore[misc]
+    """Two inputs for dates and times, with accessible labels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.widgets = [
-            forms.DateInput(attrs={"type": "date", "aria-label": _("from")}, format="%Y-%m-%d"),
-            forms.DateInput(attrs={"type": "date", "aria-label": _("to")}, format="%Y-%m-%d"),
-        ]
+        self.widgets = [_MomentInput(_("from"), "00:00"), _MomentInput(_("to"), "23:59")]
+
+
+class MomentRangeField(RangeField):  # type: ignore[misc]
+    """A range of times. An end that is a date is the end of that day."""
+
+    widget = MomentRangeInput
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__((_MomentField("00:00"), _MomentField("23:59:59.999999")), *args, **options)
+
+
+class MomentRangeFilter(django_filters.RangeFilter):  # type: ignore[misc]
+    field_class = MomentRangeField
+
+
+class SwitchFilter(django_filters.BooleanFilter):  # type: ignore[misc]
+    """A checkbox that narrows the list if it is ticked."""
+
+    field_class = forms.BooleanField
+
+
+def _suggested(datalist: str, **attributes: str) -> forms.TextInput:
+    """Return an input with the suggestions of a ``<datalist>``."""
+    return forms.TextInput(attrs={"list": datalist, "autocomplete": "off", **attributes})
 
 
 class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
-    """Filters of the task list; the status is chosen by the tabs.
+    """Filters of the task list, except for the status, which the tabs select.
 
-    Each is one that an index answers. Words are looked up in the search index, all together.
+    Every filter uses a database index. Text filters are combined into one query of the search index.
     """
 
     q = django_filters.CharFilter(
-        label=_("Search"), method="by_words", widget=forms.TextInput(attrs={"type": "search"})
+        label=_("Search"), method="filter_text", widget=forms.TextInput(attrs={"type": "search"})
     )
-    task = django_filters.CharFilter(label=_("Task or function"), method="by_words")
-    user = django_filters.CharFilter(label=_("Launched by"), method="by_words")
+    task = django_filters.CharFilter(label=_("Task or function"), method="filter_text")
+    user = django_filters.CharFilter(label=_("Launched by"), method="filter_text")
     model = django_filters.CharFilter(
         label=_("Model"),
-        method="by_words",
-        widget=forms.TextInput(attrs={"placeholder": "app.model", "list": "pcrud-models"}),
+        method="filter_text",
+        widget=_suggested("pcrud-models", placeholder="app.model"),
     )
     object_id = django_filters.CharFilter(label=_("Object's key"), method="filter_object")
     group = django_filters.CharFilter(label=_("Group"), field_name="group", method="filter_name")
     cluster = django_filters.CharFilter(label=_("Cluster"), field_name="cluster", method="filter_name")
-    created = django_filters.DateFromToRangeFilter(label=_("Created"), field_name="created_at", widget=DateRangeInput)
-    finished = django_filters.DateFromToRangeFilter(label=_("Ended"), field_name="finished_at", widget=DateRangeInput)
+    created = MomentRangeFilter(label=_("Created"), field_name="created_at")
+    finished = MomentRangeFilter(label=_("Ended"), field_name="finished_at")
     within = django_filters.ChoiceFilter(
         label=_("Ended within"),
         method="filter_within",
@@ -87,7 +157,27 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
     longer_than = django_filters.NumberFilter(
         label=_("Ran longer than (seconds)"), method="filter_duration", min_value=0, max_value=MAX_SECONDS
     )
-    function = django_filters.CharFilter(label=_("Function"), field_name="func", widget=forms.HiddenInput)
+    resolution = django_filters.ChoiceFilter(
+        label=_("Failures"),
+        method="filter_text",
+        choices=[*Resolution.choices, (ALL_FAILURES, _("All failures"))],
+        empty_label=_("open ones, where failed tasks are listed"),
+    )
+    #: The start of a period that the Insights page shows.
+    since = django_filters.IsoDateTimeFilter(label=_("Ended since"), method="filter_since", widget=forms.HiddenInput)
+    function = django_filters.CharFilter(label=_("Function"), field_name="func", widget=_suggested("pcrud-functions"))
+    error_class = django_filters.CharFilter(
+        label=_("Error class"), method="filter_error_class", widget=_suggested("pcrud-error-classes")
+    )
+    reason = django_filters.ChoiceFilter(
+        label=_("Failure reason"),
+        field_name="failure_reason",
+        method="filter_name",
+        choices=FailureReason.choices,
+        empty_label=_("any reason"),
+    )
+    with_errors = SwitchFilter(label=_("Completed with errors"), method="filter_with_errors")
+    mine = SwitchFilter(label=_("Launched by me"), method="filter_mine")
     pattern = django_filters.CharFilter(
         label=_("Error"), field_name="error_pattern", method="filter_name", widget=forms.HiddenInput
     )
@@ -96,138 +186,222 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         model = TaskRecord
         fields: list[str] = []
 
-    def by_words(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        """Leave it to :meth:`found`, which looks all words up at once."""
+    def __init__(self, data: QueryDict, *, queryset: QuerySet[TaskRecord], user: User) -> None:
+        super().__init__(data, queryset=queryset)
+        self._visible, self._user = queryset, user
+
+    def filter_text(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
+        """Return the queryset unchanged: :meth:`matching` applies all text filters in one search, and others."""
         return queryset
 
     def filter_name(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        # The second condition says nothing new, but SQLite takes an index of some rows only if it reads theirs.
-        return queryset.filter((self._column(name), value)).exclude((name, ""))
+        # The second condition is redundant, but SQLite uses a partial index only if the query repeats its condition.
+        return queryset.filter((self.column(name), value)).exclude((name, ""))
 
     def filter_object(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        touched = TaskObject.objects.filter(object_id=value)
+        entries = TaskObject.objects.filter(object_id=value)
         if model_label := self.form.cleaned_data.get("model"):
-            touched = touched.filter(model_label=model_label.lower())
-        return queryset.filter(pk__in=touched.values("record"))
+            entries = entries.filter(model_label=label_of_rows(model_label))
+        return queryset.filter(pk__in=entries.values("record"))
+
+    def filter_error_class(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
+        """Filter by the path of a class, or by the name of one that is built in or was raised lately."""
+        found = [path for path in recent_error_classes(self._visible) if value in (path, path.rpartition(".")[2])]
+        paths = found or ([value] if "." in value else [f"builtins.{value}"])
+        lookup = (self.column("exception_class"), paths[0])
+        if len(paths) > 1:
+            lookup = (f"{self.column('exception_class')}__in", paths)  # type: ignore[assignment]
+        return queryset.filter(lookup).exclude(exception_class="")
+
+    def filter_with_errors(self, queryset: QuerySet[TaskRecord], name: str, value: bool) -> QuerySet[TaskRecord]:
+        # The index of the status would be chosen, which leads to many more rows.
+        status = search.beside_words("status")
+        return queryset.filter((status, TaskStatus.SUCCESS), failed_count__gt=0) if value else queryset
+
+    def filter_mine(self, queryset: QuerySet[TaskRecord], name: str, value: bool) -> QuerySet[TaskRecord]:
+        return queryset.filter(user=self._user.pk) if value else queryset
 
     def filter_within(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
-        return queryset.filter((f"{self._column('finished_at')}__gte", timezone.now() - WINDOWS[value].length))
+        return queryset.filter((f"{self.column('finished_at')}__gte", timezone.now() - WINDOWS[value].length))
+
+    def filter_since(self, queryset: QuerySet[TaskRecord], name: str, value: Any) -> QuerySet[TaskRecord]:
+        return queryset.filter((f"{self.column('finished_at')}__gte", value))
 
     def filter_duration(self, queryset: QuerySet[TaskRecord], name: str, value: Any) -> QuerySet[TaskRecord]:
-        return queryset.filter((f"{self._column('run_time')}__gt", timedelta(seconds=float(value))))
+        return queryset.filter((f"{self.column('run_time')}__gt", timedelta(seconds=float(value))))
 
-    def found(
-        self, status: str = "", *, considers_all: bool = False, to_count_in: Order | None = None
-    ) -> QuerySet[TaskRecord]:
-        """Return the records of this status (all, if empty) that pass.
+    def matching(
+        self,
+        status: str = "",
+        *,
+        resolution: str = "",
+        is_complete: bool = False,
+        is_separate: bool = True,
+        count_order: Order | None = None,
+    ) -> TaskRecordQuerySet:
+        """Return the records that match the filters and are on a tab, if one is given.
 
-        None do as long as a filter was filled in wrongly, rather than too many. Where the
-        database can't do without a bound on how many matches are looked at, ``considers_all`` takes the time.
-        Those ``to_count_in`` an order are in this order, or in none where they are found sooner.
+        Args:
+            status: the name of the tab; empty for all.
+            resolution: the resolution, if the filters have none; empty for open failures on the tab of failed tasks.
+            is_complete: whether a text search considers all matches, even if that is slow.
+            is_separate: whether queued tasks that wait for a retry are left out of the tab of queued ones.
+            count_order: set if the records are only counted. They are in this order, or unordered if that is faster.
+
+        Returns:
+            The matching records; none if the form is invalid.
         """
-        passed = self._of_status(status)
-        if to_count_in:
-            passed = to_count_in.apply(passed)
         if not self.form.is_valid():
-            return passed.none()
-        if not self._words:
-            return passed
+            return self.queryset.none()  # type: ignore[no-any-return]
+        resolution = self.chosen_resolution or resolution
+        records = self._with_status(status, resolution, is_separate=is_separate)
+        if count_order:
+            records = count_order.apply(records)
+        if not self._search_terms:
+            return records
         return search.matching(
-            passed, self._words, status=status, considers_all=considers_all, to_count=to_count_in is not None
+            records,
+            self._search_terms,
+            status=self._searched_status(status, resolution),
+            considers_all=is_complete,
+            to_count=count_order is not None,
         )
 
-    def found_among_newest(self, status: str) -> QuerySet[TaskRecord] | None:
-        """Return what :meth:`found` does of the newest records only, or None where that is no quicker."""
-        if not self._words:
+    def matching_newest(self, status: str) -> QuerySet[TaskRecord] | None:
+        """Return the matches among the newest records only, or None if this is not faster than :meth:`matching`."""
+        if not self._search_terms:
             return None
-        return search.matching_newest(self._of_status(status), self._words, status=status)
+        records = self._with_status(status, self.chosen_resolution)
+        searched = self._searched_status(status, self.chosen_resolution)
+        return search.matching_newest(records, self._search_terms, status=searched)
 
-    def _of_status(self, status: str) -> QuerySet[TaskRecord]:
-        passed: QuerySet[TaskRecord] = self.qs
-        return passed.filter((self._column("status"), status)) if status else passed
+    @cached_property
+    def chosen_resolution(self) -> str:
+        """What the failures are filtered by: a resolution, ``ALL_FAILURES``, or empty."""
+        return str(self.form.cleaned_data.get("resolution") or "") if self.form.is_valid() else ""
+
+    def _with_status(self, status: str, resolution: str, *, is_separate: bool = True) -> TaskRecordQuerySet:
+        records: TaskRecordQuerySet = self.qs
+        if not (wanted := self._listed_resolution(status, resolution)):
+            return on_tab(records, status, self.column("status"), is_separate=is_separate)
+        if status not in ("", TaskStatus.FAILED):
+            return records.none()
+        if self._search_terms:
+            records = records.filter((self.column("resolution"), wanted))
+        else:
+            records = records.of_resolution(wanted)
+        return records.filter(superseded=False) if wanted == Resolution.OPEN else records
+
+    @staticmethod
+    def _listed_resolution(status: str, resolution: str) -> str:
+        """Return the resolution that the listed tasks have; "" if they may be others than failures."""
+        wanted = resolution or (Resolution.OPEN if status == TaskStatus.FAILED else "")
+        return wanted if wanted in Resolution.values else ""
+
+    def _searched_status(self, status: str, resolution: str) -> str:
+        """Return the status, or rather the resolution, that all of the listed tasks have."""
+        return self._listed_resolution(status, resolution) or stored_status(status)
 
     def is_bounded(self, status: str) -> bool:
-        """Return whether :meth:`found` leaves matches out, as there are so many."""
-        return bool(self._words) and search.is_bounded(self._words, status=status, using=self.qs.db)
+        """Return whether :meth:`matching` omits records because there are too many matches."""
+        return bool(self._search_terms) and search.is_bounded(
+            self._search_terms, status=self._searched_status(status, self.chosen_resolution), using=self.qs.db
+        )
 
     @property
-    def wants_words(self) -> bool:
-        return bool(self._words)
+    def uses_search_index(self) -> bool:
+        return bool(self._search_terms)
 
     @property
-    def is_answered_by_status(self) -> bool:
-        """Whether each status has an index of its own for what is asked."""
-        return not any(self.data.get(name) for name in self.filters if name not in ("within", "longer_than"))
+    def is_indexed_by_status(self) -> bool:
+        """Whether the active filters can be combined with an index for each status."""
+        return not any(
+            self.data.get(name) for name in self.filters if name not in ("within", "since", "longer_than", "resolution")
+        )
 
     def filter_queryset(self, queryset: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:
         for name in ("created", "finished"):
-            self.filters[name].field_name = self._column(f"{name}_at")
+            self.filters[name].field_name = self.column(f"{name}_at")
         return super().filter_queryset(queryset)  # type: ignore[no-any-return]
 
-    def _column(self, name: str) -> str:
-        return search.beside_words(name) if self._words else name
+    def column(self, name: str) -> str:
+        """Return the lookup of a column that has an index of its own."""
+        return search.beside_words(name) if self._search_terms else name
 
     @property
-    def wants_end_times(self) -> bool:
-        return any(self.data.get(name) for name in ("finished_after", "finished_before", "within"))
+    def filters_end_time(self) -> bool:
+        return any(self.data.get(name) for name in ("finished_after", "finished_before", "within", "since"))
 
     @property
-    def wants_run_times(self) -> bool:
+    def filters_run_time(self) -> bool:
         return bool(self.data.get("longer_than"))
 
     @cached_property
-    def _words(self) -> list[search.Words]:
-        """All that is to be looked up in the search index."""
+    def _search_terms(self) -> list[search.Words]:
+        """The terms to look up in the search index."""
         if not self.form.is_valid():
             return []
-        given = self.form.cleaned_data
-        asked = {
-            "q": search.Words.of(given.get("q") or "", "task", "text"),
-            "task": search.Words.of(given.get("task") or "", "task"),
-            "user": search.Words.of(given.get("user") or "", "person"),
-            "model": search.Words.of(given.get("model") or "", "model", is_phrase=True),
-            # Not exact, but what the index can say of it: the modules between are called alike everywhere.
-            "function": search.Words.of(" ".join(_ends_of(given.get("function") or "")), "task", are_whole=True),
+        values = self.form.cleaned_data
+        terms = {
+            "q": search.Words.of(values.get("q") or "", "task", "text"),
+            "task": search.Words.of(values.get("task") or "", "task"),
+            "user": search.Words.of(values.get("user") or "", "person"),
+            "model": search.Words.of(label_of_rows(values.get("model") or ""), "model", is_phrase=True),
+            # Approximate: most module names in between are too common to be useful search terms.
+            "function": search.Words.of(_first_and_last_part(values.get("function") or ""), "task", are_whole=True),
         }
-        if given.get("object_id"):
-            # Its key and model together are looked up elsewhere.
-            del asked["model"]
-        return [words for name, words in asked.items() if given.get(name)]
+        if values.get("object_id"):
+            # filter_object() looks up the model together with the key.
+            del terms["model"]
+        return [term for name, term in terms.items() if values.get(name)]
 
     @property
-    def has_details(self) -> bool:
-        """Whether a filter other than the free text is in force, or was filled in wrongly."""
-        return bool(self.form.errors) or any(name != "q" for name in self._given())
+    def has_detail_filters(self) -> bool:
+        """Whether a filter is active or invalid that can't be chosen elsewhere on the page."""
+        return bool(self.form.errors) or any(name not in ("q", "resolution") for name in self._active())
 
     def chips(self) -> list[Chip]:
-        """Return the filters in force, each with the way to take it off."""
+        """Return the active filters, each with the URL that removes it."""
         return [
             Chip(
                 str(self._labels()[name]),
-                str(WINDOWS[value].label) if name == "within" and value in WINDOWS else value,
+                self._text_of(name, value),
                 f"?{self._without(name).urlencode()}",
             )
-            for name, value in self._given().items()
+            for name, value in self._active().items()
         ]
 
+    def _text_of(self, name: str, value: str) -> str:
+        """Return the text of a choice, or the value itself; "" for a switch, whose label says it all."""
+        if name == "since" and self.form.is_valid() and (since := self.form.cleaned_data["since"]):
+            return date_format(local(since), "SHORT_DATETIME_FORMAT")
+        item = self.filters.get(name)
+        if isinstance(item, SwitchFilter):
+            return ""
+        if item is None:
+            # An end of a range.
+            return value.replace("T", " ")
+        choices = dict(item.extra["choices"]) if isinstance(item, django_filters.ChoiceFilter) else {}
+        return str(choices.get(value, value))
+
     def without_filters(self) -> str:
-        """Return the address of the list with no filter; the tab stays."""
+        """Return the URL of the list without filters, on the same tab."""
         return f"?{self._without(*self._labels()).urlencode()}"
 
-    def _given(self) -> dict[str, str]:
+    def _active(self) -> dict[str, str]:
         return {name: self.data[name] for name in self._labels() if self.data.get(name)}
 
     def _without(self, *names: str) -> QueryDict:
-        left: QueryDict = self.data.copy()
+        parameters: QueryDict = self.data.copy()
         for name in (*names, "from", "before"):
-            left.pop(name, None)
-        return left
+            parameters.pop(name, None)
+        return parameters
 
     def _labels(self) -> dict[str, Any]:
-        """Return what each parameter in the address is called."""
+        """Return the label of each query parameter."""
         labels: dict[str, Any] = {}
         for name, item in self.filters.items():
-            if isinstance(item, django_filters.DateFromToRangeFilter):
+            if isinstance(item, MomentRangeFilter):
                 labels[f"{name}_after"] = f"{item.label} ≥"
                 labels[f"{name}_before"] = f"{item.label} ≤"
             else:
@@ -235,6 +409,21 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         return labels
 
 
-def _ends_of(dotted_path: str) -> tuple[str, str]:
-    """Return the package and the name."""
-    return dotted_path.partition(".")[0], dotted_path.rpartition(".")[2]
+#: The newest records whose functions, and failures whose error classes, are suggested.
+LOOKED_THROUGH = 500
+
+
+def recent_error_classes(visible: QuerySet[TaskRecord]) -> list[str]:
+    """Return the classes of the newest errors, in alphabetical order."""
+    failed = visible.filter(status=TaskStatus.FAILED).order_by("-created_at", "-pk")
+    return sorted(set(failed.values_list("exception_class", flat=True)[:LOOKED_THROUGH]) - {""})
+
+
+def recent_functions(visible: QuerySet[TaskRecord]) -> list[str]:
+    """Return the functions of the newest tasks, in alphabetical order."""
+    newest = visible.order_by("-created_at", "-pk")
+    return sorted(set(newest.values_list("func", flat=True)[:LOOKED_THROUGH]))
+
+
+def _first_and_last_part(dotted_path: str) -> str:
+    return f"{dotted_path.partition('.')[0]} {dotted_path.rpartition('.')[2]}"

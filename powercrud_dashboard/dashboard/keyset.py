@@ -1,101 +1,169 @@
-"""Paging by the place of a row in the order, not by its number: no row is counted or skipped over.
+"""Keyset paging: a page starts at a cursor, not at an offset, so the database never counts or skips rows.
 
-New rows don't shift a page, a place outlives its row, and rows with the same value are told apart by their key.
+New rows do not shift a page, and a cursor stays valid after its row is deleted. The primary key breaks ties.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import MAXYEAR, MINYEAR, datetime, timedelta
+from typing import Any, TypeVar
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from powercrud_dashboard.models import TaskRecord
 
-#: Any number of so many digits fits into a column of 64 bits.
-DIGITS_OF_A_KEY = 18
+Records = TypeVar("Records", bound=QuerySet[TaskRecord])
+
+#: Every number with this many digits fits into a 64-bit column.
+MAX_KEY_DIGITS = 18
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text can be a primary key of a record."""
+    return text.isdecimal() and len(text) <= MAX_KEY_DIGITS
+
+
+#: SQLite stores durations as microseconds in a 64-bit column.
+MAX_DURATION = timedelta(microseconds=2**63 - 1)
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a list: by one column, and by primary key where the values are the same."""
+    """The order of a list: by one column, then by primary key."""
 
     column: str
     is_descending: bool = True
 
-    def apply(self, records: QuerySet[TaskRecord], *, is_reversed: bool = False) -> QuerySet[TaskRecord]:
+    def apply(self, records: Records, *, is_reversed: bool = False) -> Records:
         sign = "-" if self.is_descending != is_reversed else ""
         return records.order_by(f"{sign}{self.column}", f"{sign}pk")
 
     def values(self, records: QuerySet[TaskRecord]) -> QuerySet[TaskRecord, Any]:
-        """Return the column's values in its order, which an index of the column alone can give."""
+        """Return the values of the column in order. An index on this column alone can answer the query."""
         return records.order_by(f"{'-' if self.is_descending else ''}{self.column}").values_list(self.column)
 
     @property
     def _field(self) -> Any:
         return TaskRecord._meta.get_field(self.column)
 
-    def place_of(self, record: TaskRecord) -> str:
-        """Return the record's place as text for an address."""
+    def cursor_of(self, record: TaskRecord) -> str:
+        """Return the cursor of the record, for use as a query parameter."""
         return f"{record.pk}.{self._field.value_to_string(record)}"
 
-    def from_place(self, place: str) -> Q | None:
-        """Return the condition for that place and what follows; None for text that is no place in this order."""
-        return self._beside(place, is_reversed=False, includes_it=True)
+    def from_cursor(self, cursor: str) -> Q | None:
+        """Return the condition for the row at the cursor and those after it; None for an invalid cursor."""
+        return self._side_of(cursor, is_reversed=False, is_inclusive=True)
 
-    def before_place(self, place: str) -> Q | None:
-        """Return the condition for what comes before that place."""
-        return self._beside(place, is_reversed=True, includes_it=False)
+    def before_cursor(self, cursor: str) -> Q | None:
+        """Return the condition for the rows before the cursor; None for an invalid cursor."""
+        return self._side_of(cursor, is_reversed=True, is_inclusive=False)
 
-    def _beside(self, place: str, *, is_reversed: bool, includes_it: bool) -> Q | None:
-        pk, __, text = place.partition(".")
-        if not pk.isdecimal() or len(pk) > DIGITS_OF_A_KEY or "\x00" in text:
+    def _side_of(self, cursor: str, *, is_reversed: bool, is_inclusive: bool) -> Q | None:
+        pk, __, text = cursor.partition(".")
+        if not is_key(pk) or "\x00" in text:
             return None
         try:
             value = self._field.to_python(text)
         except (ValidationError, ValueError, OverflowError):
             return None
-        if value is None or (isinstance(value, datetime) and timezone.is_naive(value)):
+        if not _is_comparable(value):
             return None
         side = "lt" if self.is_descending != is_reversed else "gt"
-        tie = {f"pk__{side}{'e' if includes_it else ''}": int(pk)}
-        # The first condition says nothing new, but it is the one that databases take an index for.
+        tie = {f"pk__{side}{'e' if is_inclusive else ''}": int(pk)}
+        # The first condition is redundant, but databases can use an index for it.
         return Q(**{f"{self.column}__{side}e": value}) & (Q(**{f"{self.column}__{side}": value}) | Q(**tie))
+
+
+def _is_comparable(value: object) -> bool:
+    """Return whether every database can compare a column with the value."""
+    if isinstance(value, datetime):
+        # Others can't be converted to another time zone, or compared with the column.
+        return timezone.is_aware(value) == settings.USE_TZ and MINYEAR < value.year < MAXYEAR
+    if isinstance(value, timedelta):
+        return abs(value) <= MAX_DURATION
+    return value is not None
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some rows of a list, and the places where the pages beside it lie ("" where there is none)."""
+    """The rows of one page, and the cursors of the previous and next pages ("" if there is none)."""
 
     records: list[TaskRecord]
-    previous: str = ""
-    following: str = ""
+    previous_cursor: str = ""
+    next_cursor: str = ""
 
 
-def page_of(records: QuerySet[TaskRecord], order: Order, size: int, *, start: str = "", before: str = "") -> Page:
-    """Return the page that starts at a place, or the one that ends before it; otherwise the first.
+@dataclass(frozen=True)
+class Section:
+    """A part of a list that has an order of its own. The sections of a list share no row."""
 
-    A place that can't be read shows the first page.
-    """
-    earlier = order.before_place(before) if before else None
-    if earlier is not None:
-        rows = list(order.apply(records.filter(earlier), is_reversed=True)[: size + 1])
-        if len(rows) >= size:
-            shown = rows[:size][::-1]
-            previous = order.place_of(shown[0]) if len(rows) > size else ""
-            return Page(shown, previous, before)
-    later = order.from_place(start) if start else None
-    rows = list(order.apply(records if later is None else records.filter(later))[: size + 1])
+    records: QuerySet[TaskRecord]
+    order: Order
+    #: What the cursors of its rows begin with, a letter or nothing, so that they tell the section.
+    prefix: str = ""
+
+    def cursor_of(self, record: TaskRecord) -> str:
+        return self.prefix + self.order.cursor_of(record)
+
+    def condition(self, cursor: str, *, is_reversed: bool) -> Q | None:
+        """Return the condition for this section's rows from the cursor on, or before it; None for another cursor."""
+        own = cursor.removeprefix(self.prefix) if cursor.startswith(self.prefix) else ""
+        return self.order.before_cursor(own) if is_reversed else self.order.from_cursor(own)
+
+
+#: A row and its section.
+_Row = tuple[TaskRecord, Section]
+
+
+def page_of(sections: Sequence[Section], size: int, *, start: str = "", before: str = "") -> Page:
+    """Return the page that starts at or ends before a cursor; the first page without a valid cursor."""
+    if before and (earlier := _rows(sections, size + 1, before, is_reversed=True)) is not None and len(earlier) >= size:
+        shown = earlier[:size][::-1]
+        return Page(_records(shown), _cursor_of(shown[0]) if len(earlier) > size else "", before)
+    later = _rows(sections, size + 1, start) if start else None
+    rows = later if later is not None else _rows(sections, size + 1) or []
     shown = rows[:size]
-    following = order.place_of(rows[size]) if len(rows) > size else ""
+    next_cursor = _cursor_of(rows[size]) if len(rows) > size else ""
     if later is None:
-        return Page(shown, "", following)
+        return Page(_records(shown), "", next_cursor)
     if not shown:
-        # What was here is gone: show what there is.
-        return page_of(records, order, size)
-    first = order.place_of(shown[0])
-    has_earlier = records.filter(order.before_place(first) or Q()).exists()
-    return Page(shown, first if has_earlier else "", following)
+        # All rows at and after the cursor are gone.
+        return page_of(sections, size)
+    first = _cursor_of(shown[0])
+    return Page(_records(shown), first if _rows(sections, 1, first, is_reversed=True) else "", next_cursor)
+
+
+def _rows(sections: Sequence[Section], limit: int, cursor: str = "", *, is_reversed: bool = False) -> list[_Row] | None:
+    """Return the first rows at and after a cursor, or the last ones before it, backwards; None for an invalid cursor.
+
+    Without a cursor they are the first of the list.
+    """
+    found: list[_Row] = []
+    is_reached = not cursor
+    for section in reversed(sections) if is_reversed else sections:
+        records = section.records
+        if not is_reached:
+            condition = section.condition(cursor, is_reversed=is_reversed)
+            if condition is None:
+                continue
+            is_reached = True
+            records = records.filter(condition)
+        left = section.order.apply(records, is_reversed=is_reversed)[: limit - len(found)]
+        found += [(record, section) for record in left]
+        if len(found) == limit:
+            break
+    return found if is_reached else None
+
+
+def _records(rows: Sequence[_Row]) -> list[TaskRecord]:
+    return [record for record, __ in rows]
+
+
+def _cursor_of(row: _Row) -> str:
+    record, section = row
+    return section.cursor_of(record)

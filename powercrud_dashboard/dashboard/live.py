@@ -1,103 +1,249 @@
-"""What is known of unfinished tasks beyond their records: progress, worker, heartbeat, locks, place in the queue."""
+"""The live state of unfinished tasks: progress, worker, heartbeat, locks and queue position."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count
-from django.utils import timezone
+from django.db.models import OuterRef
+from django.utils.formats import localize
 
-from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.dashboard.estimates import usual_run_times
+from powercrud_dashboard.dashboard.formatting import duration
+from powercrud_dashboard.dashboard.listing import CappedCount, Count
+from powercrud_dashboard.engine.processes import idle_heartbeat_interval
+from powercrud_dashboard.engine.progress import Progress, newest
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.coordination import ActiveTaskState
-from powercrud_dashboard.progress import Progress, newest
+from powercrud_dashboard.models.database import Now
+from powercrud_dashboard.q2 import queue
 
-#: A task's first seconds say little about its pace.
-TOO_EARLY_TO_TELL = timedelta(seconds=3)
+#: The remaining time is not estimated before a task has run this long.
+MIN_ELAPSED = timedelta(seconds=3)
 
-#: Places in the queue beyond this are not told.
-COUNTED_IN_QUEUE = 1_000
+#: Queue positions are shown up to this number.
+MAX_QUEUE_POSITION = 1_000
 
-#: Running tasks that a refresh looks at for news; as many as there are workers, as a rule.
-WATCHED = 200
+#: The locks of a task are counted up to this number.
+MAX_LOCKS = 1_000
+
+#: Running tasks that a refresh checks for changes. There are rarely more than workers.
+MAX_WATCHED_TASKS = 200
 
 
 @dataclass(frozen=True)
 class LiveTask:
     active: ActiveTask
     progress: Progress
-    lock_count: int
-    #: From 1 for the task that is next; None if it does not wait, or far down the queue.
+    lock_count: Count
+    #: When the row was read, by the database's clock, which also set its other times.
+    read_at: datetime
+    #: Position in the queue, from 1; None if the task is not queued or beyond ``MAX_QUEUE_POSITION``.
     position: int | None = None
+    #: How long tasks of its function usually run; None if that is not known, or the task tells its progress.
+    usual: timedelta | None = None
+    #: Time from the start of one task in its queue to that of the next; None if it is not known.
+    start_interval: timedelta | None = None
+
+    @property
+    def passing_texts(self) -> dict[str, str]:
+        """What a row shows that changes as time passes, by the names of the attributes."""
+        lengths = {"heartbeat_age": self.heartbeat_age, "time_to_retry": self.time_to_retry}
+        if self.starts_in:
+            lengths["starts_in"] = self.starts_in
+        texts = {name: duration(length) for name, length in lengths.items() if length is not None}
+        if self.position and self.position > 1:
+            texts["position"] = str(localize(self.position))
+        return texts
+
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """All else that a row shows of it, and which of the passing texts."""
+        worker = self.active.worker
+        return (
+            *(self.waits, self.waits_for_retry, self.is_missing, self.is_being_cancelled, self.is_pausing),
+            *(self.has_released_locks, self.max_retries, self.active.retries, worker and (worker.host, worker.pid)),
+            *(self.progress, self.lock_count, self.position == 1, self.usual, *self.passing_texts),
+        )
+
+    @property
+    def starts_in(self) -> timedelta | None:
+        """The estimated time until a worker takes the queued task, or None if it is not known."""
+        if self.position is None or self.start_interval is None:
+            return None
+        # An estimate of less is none.
+        return max(self.position * self.start_interval, timedelta(seconds=1))
 
     @property
     def remaining(self) -> timedelta | None:
-        """How much longer the task will take if it goes on as it has; None as long as that can't be told."""
+        """The estimated remaining time, or None if it is not known. The time limit ends it."""
+        estimated, limit = self._estimated_time, self.time_to_limit
+        return estimated if estimated is None or limit is None else min(estimated, limit)
+
+    @property
+    def time_limit(self) -> timedelta | None:
+        """After how long the worker stops the task: its own limit, or that of its cluster; None for no limit."""
+        seconds = self.active.time_limit
+        if seconds is None:
+            seconds = queue.time_limit(self.active.cluster)
+        return timedelta(seconds=seconds) if seconds is not None and seconds > 0 else None
+
+    @property
+    def time_to_limit(self) -> timedelta | None:
+        """Time until the time limit; None if the task does not run, has no limit, or has run past it already."""
+        if self.duration is None or self.time_limit is None or self.duration > self.time_limit:
+            return None
+        return self.time_limit - self.duration
+
+    @property
+    def is_stopped_by_limit(self) -> bool:
+        """Whether the time limit will probably stop the task before it is done."""
+        estimated, limit = self._estimated_time, self.time_to_limit
+        return estimated is not None and limit is not None and estimated > limit
+
+    @property
+    def _estimated_time(self) -> timedelta | None:
         done, total = self.progress.current, self.progress.total
         if not done or not total or done > total or self.active.started_at is None:
             return None
-        elapsed = timezone.now() - self.active.started_at
-        return elapsed * (total - done) / done if elapsed >= TOO_EARLY_TO_TELL else None
+        elapsed = self.read_at - self.active.started_at
+        # Without what earlier attempts have done.
+        done_now = done - self.active.resume_at if self.active.goes_on else done
+        return elapsed * (total - done) / done_now if elapsed >= MIN_ELAPSED and done_now > 0 else None
 
     @property
-    def silent_for(self) -> timedelta | None:
-        """How long ago the worker was last heard of."""
-        return timezone.now() - self.active.heartbeat_at if self.active.heartbeat_at else None
+    def duration(self) -> timedelta | None:
+        """How long the task has run in this attempt; None if it is queued."""
+        return self.read_at - self.active.started_at if self.active.started_at else None
+
+    @property
+    def waiting_time(self) -> timedelta:
+        """Time since the task was launched."""
+        return self.read_at - self.active.created_at
+
+    @property
+    def heartbeat_age(self) -> timedelta | None:
+        """Time since the last heartbeat of the worker process."""
+        return self.read_at - self.active.worker.heartbeat_at if self.active.worker else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the task is not to start before a certain time."""
+        return self.active.state == ActiveTaskState.PENDING and self.active.next_run_at is not None
 
     @property
     def waits_for_retry(self) -> bool:
-        """Whether it has failed, and waits for its next try."""
-        return self.active.next_run_at is not None
+        """Whether an attempt has failed and the task waits for the next one."""
+        return self.waits and (self.active.attempt > 0 or self.active.retries > 0)
 
     @property
-    def runs_again_in(self) -> timedelta | None:
-        """How long it still waits for its next try; zero if that is due."""
+    def is_missing(self) -> bool:
+        """Whether the task is in no queue any more: the broker has lost it."""
+        return self.active.state == ActiveTaskState.PENDING and self.active.missing_since is not None
+
+    @property
+    def time_to_retry(self) -> timedelta | None:
+        """Time until the next attempt; zero if it is due."""
         due = self.active.next_run_at
-        return max(due - timezone.now(), timedelta()) if due else None
+        return max(due - self.read_at, timedelta()) if due else None
 
     @property
     def max_retries(self) -> int:
-        """How often it may run again by itself."""
+        """Number of automatic retries that the retry policy allows."""
         return int(self.active.policy.get("max_retries", 0))
 
     @property
     def is_being_cancelled(self) -> bool:
         return self.active.cancel_requested_at is not None
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether the task is to pause at its next object or item."""
+        return self.active.pause_requested_at is not None and not self.is_being_cancelled
 
-def live_tasks(records: Iterable[TaskRecord]) -> dict[str, LiveTask]:
-    """Return, by task name, the live state of those records that have not ended (one query, two if some are queued)."""
-    names = [record.task_name for record in records if not record.is_finished]
+    @property
+    def has_released_locks(self) -> bool:
+        """Whether the paused task has to lock its objects again to be resumed."""
+        return self.active.state == ActiveTaskState.PAUSED and not self.active.pause_keeps_locks
+
+
+def live_tasks(
+    records: Iterable[TaskRecord], start_interval: Callable[[str], timedelta | None] | None = None
+) -> dict[str, LiveTask]:
+    """Return the live state of the unfinished records by task name.
+
+    It takes one query, one more if some are queued, and one more if some run and do not tell how far they are.
+
+    Args:
+        records: the records; those of ended tasks are left out.
+        start_interval: returns the time from the start of one task of a queue to that of the next.
+    """
+    functions = {record.task_name: record.func for record in records if not record.is_finished}
+    names = list(functions)
     if not names:
         return {}
-    rows: list[Any] = list(ActiveTask.objects.tasks().filter(task_name__in=names).annotate(lock_count=Count("locks")))
+    locks = ConflictLock.objects.filter(active_task=OuterRef("pk")).values("pk")
+    rows: list[Any] = list(
+        ActiveTask.objects.tasks()
+        .filter(task_name__in=names)
+        .select_related("worker")
+        .annotate(lock_count=CappedCount(locks[: MAX_LOCKS + 1]), read_at=Now())
+    )
     progress = newest(rows)
-    waits = any(row.state == ActiveTaskState.PENDING for row in rows)
-    positions = queue_positions() if waits else {}
+    has_queued = any(row.state == ActiveTaskState.PENDING for row in rows)
+    positions = queue_positions() if has_queued else {}
+    untold = {functions[row.task_name] for row in rows if row.started_at and not progress[row.task_name].total}
+    usual = usual_run_times(untold)
     return {
-        row.task_name: LiveTask(row, progress[row.task_name], row.lock_count, positions.get(row.task_name))
+        row.task_name: LiveTask(
+            row,
+            progress[row.task_name],
+            Count.capped(row.lock_count, MAX_LOCKS),
+            row.read_at,
+            positions.get(row.task_name),
+            usual.get(functions[row.task_name]),
+            start_interval(row.cluster) if start_interval else None,
+        )
         for row in rows
     }
 
 
 def queue_positions() -> dict[str, int]:
-    """Return the places of the first queued tasks, each in the queue of its own cluster."""
+    """Return the positions of the first queued tasks, each within the queue of its cluster."""
     waiting = ActiveTask.objects.ready().order_by("queued_at", "pk").values_list("task_name", "cluster")
     ahead: Counter[str] = Counter()
     positions = {}
-    for task_name, cluster in waiting[:COUNTED_IN_QUEUE]:
+    for task_name, cluster in waiting[:MAX_QUEUE_POSITION]:
         ahead[cluster] += 1
         positions[task_name] = ahead[cluster]
     return positions
 
 
-def running_state() -> str:
-    """Return a text that differs when anything that a page shows of a running task has changed."""
-    rows = list(ActiveTask.objects.running().order_by("pk")[:WATCHED])
+def running_version() -> str:
+    """Return a hash that changes whenever the displayed state of a running task changes."""
+    rows = list(ActiveTask.objects.running().select_related("worker").order_by("pk")[:MAX_WATCHED_TASKS])
     progress = newest(rows)
-    state = [(row.pk, row.attempt, row.heartbeat_at, row.cancel_requested_at, progress[row.task_name]) for row in rows]
+    state = [
+        (row.pk, row.attempt, row.worker and row.worker.beats, *_requests_of(row), progress[row.task_name])
+        for row in rows
+    ]
     return hashlib.blake2s(repr(state).encode(), digest_size=8).hexdigest()
+
+
+def _requests_of(row: ActiveTask) -> tuple[datetime | None, datetime | None]:
+    return row.cancel_requested_at, row.pause_requested_at
+
+
+def max_heartbeat_age() -> float:
+    """Return the seconds after which the heartbeat of a process is overdue."""
+    return app_settings.DASHBOARD_HEARTBEAT_TIMEOUT + idle_heartbeat_interval()
+
+
+def no_cluster_runs() -> bool:
+    """Return whether no worker of a cluster sends heartbeats."""
+    return not WorkerProcess.objects.alive_workers(max_heartbeat_age()).exists()

@@ -1,43 +1,75 @@
-"""What a person has chosen in the task list for an action, and what of it the action can be done to."""
+"""The tasks selected for a bulk action: those that it can be applied to are chosen first, up to a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import QuerySet
 from django.http import QueryDict
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
-from powercrud_dashboard import access
-from powercrud_dashboard.dashboard.keyset import DIGITS_OF_A_KEY
-from powercrud_dashboard.dashboard.listing import WIDE, Listing
-from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard.filters import ALL_FAILURES
+from powercrud_dashboard.dashboard.keyset import is_key
+from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS, Count, Listing, capped_counts
+from powercrud_dashboard.dashboard.statuses import stored_status
+from powercrud_dashboard.models import Resolution, TaskRecord, TaskStatus
+from powercrud_dashboard.models.history import TaskRecordQuerySet
+from powercrud_dashboard.models.statuses import FINISHED, UNFINISHED
 
 if TYPE_CHECKING:
-    from powercrud_dashboard.access import Person
+    from powercrud_dashboard.dashboard.access import User
 
-#: Tasks that one click acts on. Each is an action of its own, recorded with its own event, so
-#: more would keep the request, and the person, waiting for too long.
-ACT_ON_AT_MOST = 1_000
+#: The limit of a bulk action. Each task gets its own action and event, so a larger selection would take too long for
+#: one request.
+MAX_SELECTED = 1_000
+
+NONE = Count(0)
 
 
 @dataclass(frozen=True)
 class BulkAction:
-    """Something that can be done to many tasks at once."""
+    """An action on several tasks."""
 
     name: str
     label: Any
+    #: The label of a button that applies it to a whole group of tasks.
+    label_for_all: Any
     permission: str
-    #: Says why it can't be done to this record, or "".
-    obstacle: Callable[[TaskRecord], str]
+    #: The statuses of the tasks that it can be applied to; those of the first are chosen first.
+    statuses: tuple[TaskStatus, ...]
+    #: Returns the reason why the action can't be applied to a record in this state, or "".
+    state_refusal: Callable[[TaskRecord], str]
+    #: Restricts the records of a list with one of these statuses to those that it is applied to.
+    applicable: Callable[[TaskRecordQuerySet, Listing], TaskRecordQuerySet] = lambda records, listing: records
+    #: Whether it is offered in a list of tasks in all states.
+    is_general: bool = True
+    #: The resolutions in whose lists of failures it is offered.
+    resolutions: tuple[str, ...] = (*Resolution.values, ALL_FAILURES)
+    #: The query string of the list of what it makes of the tasks, of new tasks with "mine"; "" if they are gone.
+    result: str = ""
+
+    def refusal(self, user: User, record: TaskRecord) -> str:
+        """Return the reason why the user can't apply the action to a record, or ""."""
+        if record.is_observed and self.permission in access.NEED_A_MANAGER:
+            return _("is only observed")
+        if not access.has_permission_for(user, self.permission, record):
+            return _("was launched by somebody else")
+        return self.state_refusal(record)
+
+    def is_offered(self, listing: Listing) -> bool:
+        """Return whether the list may have tasks that the action is for."""
+        if not listing.status:
+            return self.is_general
+        is_for_failures = listing.status != TaskStatus.FAILED or listing.resolution in self.resolutions
+        return stored_status(listing.status) in self.statuses and is_for_failures
 
 
 @dataclass(frozen=True)
 class RowAction:
-    """A button beside one task: where it posts to, and with which value if it is one of several there."""
+    """A button in the row of a task: its URL, and the value to post if several actions share the URL."""
 
     name: str
     label: Any
@@ -45,82 +77,289 @@ class RowAction:
     value: str = ""
 
 
-def _not_ended(record: TaskRecord) -> str:
+def _refuse_unfinished(record: TaskRecord) -> str:
     return "" if record.is_finished else _("has not ended yet")
 
 
-def _ended(record: TaskRecord) -> str:
-    return _("has ended already") if record.is_finished else ""
+def _refuse_unfinished_own(record: TaskRecord) -> str:
+    # What is only observed may never be told to end.
+    return "" if record.is_observed else _refuse_unfinished(record)
+
+
+def _refuse_finished(record: TaskRecord) -> str:
+    return _("has already ended") if record.is_finished else ""
+
+
+def _refuse_done(record: TaskRecord) -> str:
+    return _refuse_unfinished(record) or (_("has completed") if record.is_done else "")
+
+
+def _refuse_not_done(record: TaskRecord) -> str:
+    return _refuse_unfinished(record) or ("" if record.is_done else _("has not completed"))
+
+
+def _refuse_not_active(record: TaskRecord) -> str:
+    return _refuse_finished(record) or (_("is paused already") if record.status == TaskStatus.PAUSED else "")
+
+
+def _refuse_not_paused(record: TaskRecord) -> str:
+    return "" if record.status == TaskStatus.PAUSED else _("is not paused")
+
+
+def _refuse_not_open(record: TaskRecord) -> str:
+    return "" if record.resolution == Resolution.OPEN else _("is no open failure")
+
+
+def _refuse_not_dismissed(record: TaskRecord) -> str:
+    return "" if record.resolution == Resolution.DISMISSED else _("was not dismissed")
+
+
+def _to_retry(records: TaskRecordQuerySet, listing: Listing) -> TaskRecordQuerySet:
+    # What somebody has dismissed is retried only from the list of what was dismissed.
+    settled = {Resolution.RESOLVED, Resolution.DISMISSED} - {listing.resolution}
+    # Of the tries of a task only the last, so that a second click does nothing twice.
+    last = records.filter(superseded=False).exclude(resolution__in=settled)
+    return last.not_being_retried().not_done_later()
+
+
+def _to_run_again(records: TaskRecordQuerySet, listing: Listing) -> TaskRecordQuerySet:
+    done = records.exclude(resolution__in=[Resolution.OPEN, Resolution.DISMISSED])
+    return done.filter(superseded=False).not_being_retried().not_completed_later()
 
 
 BULK_ACTIONS = {
     action.name: action
     for action in (
-        BulkAction("retry", gettext_lazy("Retry"), "retry_taskrecord", _not_ended),
-        BulkAction("cancel", gettext_lazy("Cancel"), "cancel_taskrecord", _ended),
-        BulkAction("delete", gettext_lazy("Delete"), "delete_taskrecord", _not_ended),
+        BulkAction(
+            "retry",
+            gettext_lazy("Retry"),
+            gettext_lazy("Retry all"),
+            "retry_taskrecord",
+            (TaskStatus.FAILED, TaskStatus.CANCELLED),
+            _refuse_done,
+            _to_retry,
+            resolutions=(Resolution.OPEN, Resolution.DISMISSED, ALL_FAILURES),
+            result="mine=on",
+        ),
+        BulkAction(
+            "run_again",
+            gettext_lazy("Run again"),
+            gettext_lazy("Run all again"),
+            "retry_taskrecord",
+            (TaskStatus.SUCCESS,),
+            _refuse_not_done,
+            _to_run_again,
+            is_general=False,
+            result="mine=on",
+        ),
+        BulkAction(
+            "cancel",
+            gettext_lazy("Cancel"),
+            gettext_lazy("Cancel all"),
+            "cancel_taskrecord",
+            UNFINISHED,
+            _refuse_finished,
+            result="status=cancelled&sort=-finished_at",
+        ),
+        BulkAction(
+            "pause",
+            gettext_lazy("Pause"),
+            gettext_lazy("Pause all"),
+            "pause_taskrecord",
+            (TaskStatus.PENDING, TaskStatus.IN_PROGRESS),
+            _refuse_not_active,
+            is_general=False,
+            result="status=paused",
+        ),
+        BulkAction(
+            "resume",
+            gettext_lazy("Resume"),
+            gettext_lazy("Resume all"),
+            "pause_taskrecord",
+            (TaskStatus.PAUSED,),
+            _refuse_not_paused,
+            is_general=False,
+            result="status=pending",
+        ),
+        BulkAction(
+            "dismiss",
+            gettext_lazy("Dismiss"),
+            gettext_lazy("Dismiss all"),
+            "dismiss_taskrecord",
+            (TaskStatus.FAILED,),
+            _refuse_not_open,
+            lambda records, listing: records.open_failures(),
+            resolutions=(Resolution.OPEN, ALL_FAILURES),
+            result="status=failed&resolution=dismissed",
+        ),
+        BulkAction(
+            "reopen",
+            gettext_lazy("Reopen"),
+            gettext_lazy("Reopen all"),
+            "dismiss_taskrecord",
+            (TaskStatus.FAILED,),
+            _refuse_not_dismissed,
+            lambda records, listing: records.of_resolution(Resolution.DISMISSED).filter(superseded=False),
+            is_general=False,
+            resolutions=(Resolution.DISMISSED, ALL_FAILURES),
+            result="status=failed",
+        ),
+        BulkAction(
+            "delete",
+            gettext_lazy("Delete"),
+            gettext_lazy("Delete all"),
+            "delete_taskrecord",
+            FINISHED,
+            _refuse_unfinished_own,
+        ),
     )
 }
 
 
-def actions_for(user: Person) -> list[BulkAction]:
-    """Return the actions that this person may do to many tasks at once."""
-    return [action for action in BULK_ACTIONS.values() if access.has_permission(user, action.permission)]
+def actions_for(user: User, records: Iterable[TaskRecord]) -> list[BulkAction]:
+    """Return the bulk actions that the user may use on some of these records, whatever their state."""
+    own = [record for record in records if record.user_id == user.pk][:1]
+    return [
+        action
+        for action in BULK_ACTIONS.values()
+        if access.has_permission(user, action.permission)
+        or any(access.has_permission_for(user, action.permission, record) for record in own)
+    ]
+
+
+def actions_for_all(user: User) -> list[BulkAction]:
+    """Return the bulk actions that the user may use on all records that they see."""
+    sees_only_own = not access.has_permission(user, "view_taskrecord")
+    return [
+        action
+        for action in BULK_ACTIONS.values()
+        if access.has_permission(user, action.permission)
+        or (sees_only_own and access.manages_own_tasks(user, action.permission))
+    ]
 
 
 @dataclass
 class Selection:
-    """The chosen records, parted into those that the action can be done to and the others."""
+    """The selected records that the action can be applied to, and what is known of the others."""
 
     action: BulkAction
-    feasible: list[TaskRecord] = field(default_factory=list)
-    #: Each with the reason why it is left out.
-    left_out: list[tuple[TaskRecord, str]] = field(default_factory=list)
-    #: Whether there are more that match than one click acts on.
-    is_capped: bool = False
-    #: The keys that were chosen one by one, to be sent once more with the confirmation.
-    ticked: list[str] = field(default_factory=list)
-
-    @property
-    def newest_pk(self) -> int:
-        """The youngest record of the selection: what came later was not confirmed."""
-        return max(record.pk for record in (*self.feasible, *(record for record, __ in self.left_out)))
+    accepted: list[TaskRecord] = field(default_factory=list)
+    #: Ticked rows, each with the reason for the rejection.
+    rejected: list[tuple[TaskRecord, str]] = field(default_factory=list)
+    #: How many more there are that the action can be applied to, beyond ``MAX_SELECTED``.
+    remaining: Count = NONE
+    #: How many completed tasks are left out of a retry.
+    done: Count = NONE
+    #: Whether completed tasks are not left out.
+    includes_done: bool = False
+    #: The keys of the selected rows, which the confirmation page submits again.
+    selected_keys: list[str] = field(default_factory=list)
+    #: The query strings of the lists whose tasks are all selected, and the newest task on the page with the question.
+    filters: list[str] = field(default_factory=list)
+    up_to: str = ""
+    #: Whether anything at all is selected.
+    is_empty: bool = False
 
     @classmethod
-    def from_form(cls, data: QueryDict, user: Person) -> Selection | None:
-        """Read what the list's form has sent; None if it names no known action.
+    def from_form(cls, data: QueryDict, user: User) -> Selection | None:
+        """Return the selection for the submitted list form; None without a valid action.
 
-        A button beside one row sends ``row`` as "action:key": then it is about that task, whatever is ticked.
+        The button of a row submits ``row`` as "action:key", which selects only that task. ``all_action`` is an
+        action for the whole list. ``group`` is the query string of a list of which all tasks are selected, and may
+        occur several times.
         """
         row_action, __, row_key = data.get("row", "").partition(":")
-        action = BULK_ACTIONS.get(row_action or data.get("action", ""))
+        all_action = data.get("all_action", "")
+        action = BULK_ACTIONS.get(row_action or all_action or data.get("action", ""))
         if action is None:
             return None
-        ticked = [row_key] if row_action else data.getlist("selected")
-        selection = cls(action, ticked=[key for key in ticked if _is_key(key)])
-        takes_all = bool(data.get("all")) and not row_action
-        chosen = _matching(data, user) if takes_all else _ticked(selection.ticked, user)
-        records = list(chosen.defer(*WIDE)[: ACT_ON_AT_MOST + 1])
-        selection.is_capped = len(records) > ACT_ON_AT_MOST
-        for record in records[:ACT_ON_AT_MOST]:
-            if reason := action.obstacle(record):
-                selection.left_out.append((record, reason))
-            else:
-                selection.feasible.append(record)
+        selection = cls(action, includes_done=bool(data.get("include_completed")))
+        groups = data.getlist("group")
+        if not row_action and (groups or all_action or data.get("all")):
+            selection.filters = groups or [data.get("filter", "")]
+            newest = TaskRecord.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+            up_to = data.get("up_to", "")
+            selection.up_to = up_to if is_key(up_to) else str(newest)
+            selection._choose_matching(user)
+        else:
+            keys = [row_key] if row_action else data.getlist("selected")
+            selection.selected_keys = [key for key in keys if is_key(key)]
+            selection._choose_ticked(user)
         return selection
 
+    @property
+    def what(self) -> str:
+        """What is going to be done, such as "Cancel 12 tasks"."""
+        number = len(self.accepted)
+        text = ngettext("%(action)s %(count)d task", "%(action)s %(count)d tasks", number)
+        return text % {"action": self.action.label, "count": number}
 
-def _is_key(text: str) -> bool:
-    return text.isdecimal() and len(text) <= DIGITS_OF_A_KEY
+    def is_permitted_to(self, user: User) -> bool:
+        """Return whether the user has the permission, or needs none for one of the records."""
+        permission = self.action.permission
+        if access.has_permission(user, permission):
+            return True
+        if self.filters:
+            return access.manages_own_tasks(user, permission)
+        records = (*self.accepted, *(record for record, _reason in self.rejected))
+        return any(access.has_permission_for(user, permission, record) for record in records)
+
+    def _choose_ticked(self, user: User) -> None:
+        ticked = TaskRecord.objects.visible_to(user).filter(pk__in=self.selected_keys).defer(*WIDE_COLUMNS)
+        done = 0
+        left_to_do = set(ticked.not_done_later().values_list("pk", flat=True)) if self.action.name == "retry" else set()
+        for record in ticked:
+            reason = self.action.refusal(user, record)
+            if not reason and self.action.name == "retry" and record.pk not in left_to_do:
+                # Such as a cancelled one whose retry has completed.
+                done += 1
+                reason = "" if self.includes_done else _("a later try has completed")
+            elif reason and self.action.name == "retry" and record.is_done and not _RUN_AGAIN.refusal(user, record):
+                done += 1
+                reason = "" if self.includes_done else reason
+            if reason:
+                self.rejected.append((record, reason))
+            else:
+                self.accepted.append(record)
+        self.remaining = Count(max(0, len(self.accepted) - MAX_SELECTED))
+        del self.accepted[MAX_SELECTED:]
+        self.done = Count(done)
+        self.is_empty = not (self.accepted or self.rejected)
+
+    def _choose_matching(self, user: User) -> None:
+        listings = [Listing(QueryDict(query), user) for query in self.filters]
+        done = list(self._matching(listings, _RUN_AGAIN, user)) if self.action.name == "retry" else []
+        chosen = [*self._matching(listings, self.action, user), *(done if self.includes_done else ())]
+        for records in chosen:
+            room = MAX_SELECTED + 1 - len(self.accepted)
+            self.accepted += records.defer(*WIDE_COLUMNS)[:room]
+            if len(self.accepted) > MAX_SELECTED:
+                self.remaining = Count(-MAX_SELECTED) + _number_of(chosen)
+                del self.accepted[MAX_SELECTED:]
+                break
+        self.done = _number_of(done)
+        self.is_empty = not (self.accepted or self.done.number or any(listing.matches_any for listing in listings))
+
+    def _matching(self, listings: list[Listing], action: BulkAction, user: User) -> Iterator[TaskRecordQuerySet]:
+        """Return the tasks in these lists that the action can be applied to, a queryset for each list and status.
+
+        So each is found by an index, however many other tasks there are.
+        """
+        for listing in listings:
+            for status in action.statuses:
+                if stored_status(listing.status) in ("", status):
+                    records = listing.matching_with(status).filter(pk__lte=self.up_to)
+                    if not access.has_permission(user, action.permission):
+                        is_own = access.manages_own_tasks(user, action.permission)
+                        records = records.filter(user=user.pk) if is_own else records.none()
+                    if action.permission in access.NEED_A_MANAGER:
+                        records = records.own()
+                    yield action.applicable(records, listing)
 
 
-def _ticked(keys: list[str], user: Person) -> QuerySet[TaskRecord]:
-    return TaskRecord.objects.visible_to(user).filter(pk__in=keys)
+_RUN_AGAIN = BULK_ACTIONS["run_again"]
 
 
-def _matching(data: QueryDict, user: Person) -> QuerySet[TaskRecord]:
-    """Return what the list shows, with the same filter, so that "all" are those which the person has seen."""
-    matching = Listing(QueryDict(data.get("filter", "")), user).matching()
-    if _is_key(up_to := data.get("up_to", "")):
-        matching = matching.filter(pk__lte=up_to)
-    return matching
+def _number_of(querysets: list[TaskRecordQuerySet]) -> Count:
+    counted = {str(number): records.order_by("pk").values_list("pk") for number, records in enumerate(querysets)}
+    return sum(capped_counts(counted).values(), NONE) if counted else NONE

@@ -1,87 +1,144 @@
+"""The tables of the pages."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
-from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.html import format_html
-from django.utils.timezone import localtime
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_tables2.data import TableListData
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard.formatting import duration
-from powercrud_dashboard.dashboard.rows import TaskRow, rendered
-from powercrud_dashboard.models import ConflictLock
-from powercrud_dashboard.models.status import UNFINISHED
+from powercrud_dashboard.dashboard.formatting import Moment, duration
+from powercrud_dashboard.dashboard.rows import TaskRow, render_rows
+from powercrud_dashboard.models import TaskStatus
+from powercrud_dashboard.models.statuses import UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from powercrud_dashboard.dashboard.selection import BulkAction
-    from powercrud_dashboard.dashboard.triage import FailureGroup
+    from powercrud_dashboard.dashboard.views.failures import FailureGroup
+    from powercrud_dashboard.dashboard.views.locks import Holder
+    from powercrud_dashboard.models import ActiveTask
 
 
-class InOrder(TableListData):  # type: ignore[misc]
-    """Rows that the database has put in order already."""
+class PresortedData(TableListData):  # type: ignore[misc]
+    """Rows that the database has already sorted."""
 
     def order_by(self, aliases: Sequence[str]) -> None:
-        """Leave them as they are."""
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class SortLink:
+    """A further order that the header of a column offers."""
+
+    label: Any
+    #: The value of the ``sort`` parameter for this order, or for its reverse if the list has it already.
+    sort: str
+    #: "ascending" or "descending" if the list has this order, else "".
+    direction: str
+
+
+NO_MATCH = _("No task matches the filters. Remove a filter above, or look at another tab.")
+
+#: What an empty list says, by its tab.
+EMPTY_TABS = {
+    "": _(
+        "There are no tasks yet. A task appears here as soon as somebody runs a background action in the admin, or "
+        "code of the project launches one."
+    ),
+    TaskStatus.PENDING.value: _("No task is queued: the workers have taken all of them."),
+    TaskStatus.IN_PROGRESS.value: _("No task is running. What runs is shown here with its progress."),
+    TaskStatus.FAILED.value: _(
+        "No failure is left here. A failed task is listed until a retry completes or somebody dismisses it."
+    ),
+    TaskStatus.SUCCESS.value: _("No task has completed yet."),
+    TaskStatus.CANCELLED.value: _("No task was cancelled."),
+    "waiting": _("No task waits for a retry. Tasks with a retry policy wait here after a failure."),
+}
 
 
 class TaskTable(tables.Table):  # type: ignore[misc]
-    """The columns of the task list, and their order; the rows have a template of their own."""
+    """The columns of the task list. A separate template renders the rows."""
 
     selected = tables.Column(verbose_name=_("Select"), orderable=False)
     status = tables.Column(verbose_name=_("Status"))
     label = tables.Column(verbose_name=_("Task"))
-    affected_count = tables.Column(verbose_name=_("Objects"))
-    user_label = tables.Column(verbose_name=_("Launched by"))
     progress = tables.Column(verbose_name=_("Progress"), orderable=False)
-    duration = tables.Column(verbose_name=_("Time"))
-    created_at = tables.Column(verbose_name=_("Created"))
+    created_at = tables.Column(verbose_name=_("Created"), initial_sort_descending=True)
+    finished_at = tables.Column(verbose_name=_("Ended"), initial_sort_descending=True)
     actions = tables.Column(verbose_name=_("Actions"), orderable=False)
+
+    css_class = "pcrud-task-table"
+
+    #: Orders by what the second line of a column shows.
+    more_orders: Mapping[str, Mapping[str, Any]] = {
+        "label": {"affected_count": _("Objects"), "user_label": _("Launched by")},
+        "finished_at": {"duration": _("Time")},
+    }
 
     class Meta:
         template_name = "powercrud_dashboard/tasks/_task_table.html"
-        empty_text = _("No tasks here.")
+        empty_text = _("There are no tasks.")
 
-    def __init__(self, rows: Sequence[TaskRow], *, sort: str, status: str, is_actionable: bool) -> None:
+    def __init__(
+        self, rows: Sequence[TaskRow], *, sort: str, status: str, is_actionable: bool, is_filtered: bool
+    ) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
-        # Not with the request: the table would cut the rows, which are one page already, into pages of its own.
-        super().__init__(InOrder(list(rows)), exclude=exclude, order_by=sort)
-        self.columns["duration"].column.orderable = status not in UNFINISHED
+        # No RequestConfig: the rows are one page already.
+        super().__init__(
+            PresortedData(list(rows)),
+            exclude=exclude,
+            order_by=sort,
+            empty_text=NO_MATCH if is_filtered else EMPTY_TABS.get(status, EMPTY_TABS[""]),
+        )
+        has_ends = status not in UNFINISHED
+        self.columns["finished_at"].column.orderable = has_ends
+        for column, orders in self.more_orders.items():
+            if column != "finished_at" or has_ends:
+                links = [_sort_link(name, label, sort) for name, label in orders.items()]
+                self.columns[column].column.sort_links = links
+                self.columns[column].column.direction = "".join(link.direction for link in links)
         self._task_rows = rows
         self._is_actionable = is_actionable
 
     @property
     def rendered_rows(self) -> list[str]:
         """Return the HTML of each row."""
-        # Translated once, not for each row.
+        # Translate the headers once, not for each row.
         labels = {column.name: str(column.header) for column in self.columns}
-        return rendered(self._task_rows, labels=labels, is_actionable=self._is_actionable)
+        return render_rows(self._task_rows, labels=labels, is_actionable=self._is_actionable)
+
+
+def _sort_link(name: str, label: Any, current: str) -> SortLink:
+    directions = {name: "ascending", f"-{name}": "descending"}
+    return SortLink(label, f"-{name}" if current == name else name, directions.get(current, ""))
 
 
 class FailureTable(tables.Table):  # type: ignore[misc]
-    """The rows of the failures page: what the failures of a group share, how many, since when."""
+    """The groups of failed tasks on the failures page."""
 
     pattern = tables.Column(verbose_name=_("Error"), attrs={"td": {"class": "pcrud-label"}}, empty_values=())
     func = tables.Column(verbose_name=_("Function"), attrs={"td": {"class": "pcrud-label"}})
     count = tables.Column(
         verbose_name=_("Tasks"), attrs={"td": {"class": "pcrud-number"}}, initial_sort_descending=True
     )
-    first = tables.DateTimeColumn(verbose_name=_("First"), short=True, initial_sort_descending=True)
-    last = tables.DateTimeColumn(verbose_name=_("Last"), short=True, initial_sort_descending=True)
+    first = tables.Column(verbose_name=_("First seen"), initial_sort_descending=True)
+    last = tables.Column(verbose_name=_("Last"), initial_sort_descending=True)
     actions = tables.Column(verbose_name=_("Actions"), empty_values=(), orderable=False)
 
     class Meta:
         template_name = "powercrud_dashboard/tasks/_table.html"
-        empty_text = _("Nothing failed in this time.")
 
     def __init__(
         self,
@@ -89,100 +146,123 @@ class FailureTable(tables.Table):  # type: ignore[misc]
         *,
         group_url: Callable[[FailureGroup], str],
         function_url: Callable[[FailureGroup], str],
+        changed_url: Callable[[FailureGroup], str],
         task_url: Callable[[int], str],
         actions: Sequence[BulkAction],
         bulk_url: str,
+        now: datetime,
         request: HttpRequest,
+        empty_text: str,
     ) -> None:
-        super().__init__(groups, exclude=() if actions else ("actions",))
+        super().__init__(groups, exclude=() if actions else ("actions",), empty_text=empty_text)
         self.group_url = group_url
         self.function_url = function_url
+        self.changed_url = changed_url
         self.task_url = task_url
         self.bulk_actions = actions
+        self.is_actionable = bool(actions)
         self.bulk_url = bulk_url
+        self.now = now
         tables.RequestConfig(request, paginate=False).configure(self)
 
+    def render_count(self, record: FailureGroup) -> str:
+        return self._render_partial("_count.html", record)
+
     def render_pattern(self, record: FailureGroup) -> str:
-        return self._partial("_error.html", record, url=self.group_url(record) if record.query else "")
+        return self._render_partial(
+            "_error.html", record, url=self.group_url(record) if record.query else "", is_actionable=self.is_actionable
+        )
 
     def render_func(self, record: FailureGroup) -> str:
-        return link(self.function_url(record), record.func)
+        shown = link(self.function_url(record), record.func)
+        url = self.changed_url(record)
+        return format_html("{} {}", shown, link(url, gettext("What changed?"))) if url else shown
+
+    def render_first(self, record: FailureGroup) -> str:
+        return time_html(record.first, self.now)
 
     def render_last(self, record: FailureGroup) -> str:
-        return link(self.task_url(record.newest_pk), date_format(localtime(record.last), "SHORT_DATETIME_FORMAT"))
+        return link(self.task_url(record.newest_pk), time_html(record.last, self.now))
 
     def render_actions(self, record: FailureGroup) -> str:
         if not record.query:
             return ""
-        return self._partial("_actions.html", record, actions=self.bulk_actions, bulk_url=self.bulk_url)
+        return self._render_partial("_actions.html", record, actions=self.bulk_actions, bulk_url=self.bulk_url)
 
-    def _partial(self, name: str, group: FailureGroup, **more: Any) -> str:
+    def _render_partial(self, name: str, group: FailureGroup, **more: Any) -> str:
         return render_to_string(f"powercrud_dashboard/failures/{name}", {"group": group, **more}, request=self.request)
 
 
 class LockTable(tables.Table):  # type: ignore[misc]
-    """The rows of the locks page."""
+    """The holders of locks on the locks page, in orders that an index has: there may be many."""
 
-    object_id = tables.Column(verbose_name=_("Object"), attrs={"td": {"class": "pcrud-label"}})
     holder = tables.Column(
-        verbose_name=_("Held by"),
-        accessor="active_task__label",
-        empty_values=(),
-        attrs={"td": {"class": "pcrud-label"}},
+        verbose_name=_("Held by"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-label"}}
     )
-    locked_at = tables.Column(verbose_name=_("Held for"), attrs={"td": {"class": "pcrud-time"}})
-    expires_at = tables.DateTimeColumn(
-        verbose_name=_("Expires"), accessor="active_task__expires_at", short=True, default=_("when its task ends")
+    objects = tables.Column(
+        verbose_name=_("Objects"), empty_values=(), orderable=False, attrs={"td": {"class": "pcrud-label"}}
     )
-    release = tables.Column(verbose_name=_("Action"), empty_values=(), orderable=False)
+    locked_at = tables.Column(
+        verbose_name=_("Held for"), accessor="created_at", empty_values=(), attrs={"td": {"class": "pcrud-time"}}
+    )
+    free = tables.Column(verbose_name=_("Free"), empty_values=(), orderable=False)
 
     class Meta:
-        model = ConflictLock
-        fields = ("object_id", "holder", "locked_at", "expires_at", "release")
+        # Without "model": django-tables2 would ask Django for the relations of all models, some of which may not be
+        # loaded yet.
         order_by = ("locked_at",)
         template_name = "powercrud_dashboard/tasks/_table.html"
-        empty_text = _("Nothing is locked.")
+        empty_text = _("There are no locks. A task locks the objects that it works on until it has ended.")
 
-    def __init__(
-        self,
-        *args: Any,
-        holder_urls: Mapping[str, str],
-        object_url: Callable[[ConflictLock], str],
-        release_url: Callable[[ConflictLock], str] | None,
-        **kwargs: Any,
-    ) -> None:
-        exclude = () if release_url else ("release",)
-        super().__init__(*args, exclude=exclude, **kwargs)
-        self.holder_urls = holder_urls
-        self.object_url = object_url
-        self.release_url = release_url
+    def __init__(self, *args: Any, holders: Mapping[int, Holder], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.holders = holders
 
-    def order_object_id(
-        self, queryset: QuerySet[ConflictLock], is_descending: bool
-    ) -> tuple[QuerySet[ConflictLock], bool]:
-        sign = "-" if is_descending else ""
-        return queryset.order_by(f"{sign}model_label", f"{sign}object_id"), True
+    def order_locked_at(self, queryset: QuerySet[ActiveTask], is_descending: bool) -> tuple[QuerySet[ActiveTask], bool]:
+        # The keys are in the order in which the holders were made.
+        return queryset.order_by("-pk" if is_descending else "pk"), True
 
-    def render_object_id(self, record: ConflictLock) -> str:
-        return link(self.object_url(record), str(record))
+    def render_holder(self, record: ActiveTask) -> str:
+        return self._render_partial("_holder.html", record)
 
-    def render_holder(self, record: ConflictLock) -> str:
-        holder = record.active_task
-        return link(self.holder_urls.get(holder.task_name, ""), str(holder))
+    def render_objects(self, record: ActiveTask) -> str:
+        return self._render_partial("_objects.html", record)
 
-    def render_locked_at(self, record: ConflictLock) -> str:
-        return duration(timezone.now() - record.locked_at)
+    def render_locked_at(self, record: ActiveTask) -> str:
+        return duration(self.holders[record.pk].read_at - record.created_at)
 
-    def render_release(self, record: ConflictLock) -> str:
-        return link(self.release_url(record), gettext("Release")) if self.release_url else ""
+    def render_free(self, record: ActiveTask) -> str:
+        return self._render_partial("_free.html", record)
+
+    def _render_partial(self, name: str, record: ActiveTask) -> str:
+        return render_to_string(f"powercrud_dashboard/locks/{name}", {"holder": self.holders[record.pk]})
 
 
-def show_page(table: tables.Table, request: HttpRequest) -> None:
-    """Sort the table and cut it to the page that the address asks for, without counting all rows."""
-    page = {"per_page": app_settings.DASHBOARD_PAGE_SIZE, "paginator_class": tables.LazyPaginator}
-    tables.RequestConfig(request, paginate=page).configure(table)
+#: No list has so many pages, and every database can skip so many rows.
+MAX_PAGE = 1_000_000
+
+
+class _Paginator(tables.LazyPaginator):  # type: ignore[misc]
+    """Limits what the query string can ask for."""
+
+    def __init__(self, rows: Any, per_page: int) -> None:
+        super().__init__(rows, app_settings.DASHBOARD_PAGE_SIZE)
+
+    def validate_number(self, number: Any) -> int:
+        valid: int = super().validate_number(number)
+        return min(valid, MAX_PAGE)
+
+
+def paginate_table(table: tables.Table, request: HttpRequest) -> None:
+    """Sort and paginate the table by the query parameters, without counting all rows."""
+    tables.RequestConfig(request, paginate={"paginator_class": _Paginator}).configure(table)
+
+
+def time_html(at: datetime, now: datetime) -> str:
+    """Return a time as it is seen from ``now``, as HTML."""
+    return render_to_string("powercrud_dashboard/shared/_time.html", {"moment": Moment.of(at, now)})
 
 
 def link(url: str, text: str) -> str:
-    """Return a link, or the text alone where there is nothing to link to."""
+    """Return a link, or only the text if the URL is empty."""
     return format_html('<a href="{}">{}</a>', url, text) if url else text

@@ -8,28 +8,35 @@ from django.contrib.admin.utils import quote, unquote
 from django.urls import URLPattern, path, register_converter
 from django.urls.converters import StringConverter
 
-from powercrud_dashboard.dashboard.views.bulk import BulkActionView
-from powercrud_dashboard.dashboard.views.cancel import CancelTaskView
-from powercrud_dashboard.dashboard.views.cluster import ClusterView
-from powercrud_dashboard.dashboard.views.download import DownloadView
-from powercrud_dashboard.dashboard.views.edit import EditAndRetryView
+from powercrud_dashboard.dashboard.links import URL_NAME
+from powercrud_dashboard.dashboard.views.base import refreshable
+from powercrud_dashboard.dashboard.views.cluster import ClusterView, ScheduleActionView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.failures import FailuresView
-from powercrud_dashboard.dashboard.views.group import GroupActionView, GroupView
-from powercrud_dashboard.dashboard.views.locks import LockListView
-from powercrud_dashboard.dashboard.views.raw import RawTaskView
-from powercrud_dashboard.dashboard.views.refresh import RefreshIntervalView
-from powercrud_dashboard.dashboard.views.release import ReleaseLockView
-from powercrud_dashboard.dashboard.views.retry import RetryTaskView
-from powercrud_dashboard.dashboard.views.retry_objects import RetryObjectsView
-from powercrud_dashboard.dashboard.views.run_now import RunNowView
-from powercrud_dashboard.dashboard.views.schedule import ScheduleActionView
-from powercrud_dashboard.dashboard.views.task import TaskView
-from powercrud_dashboard.dashboard.views.tasks import TaskListView
+from powercrud_dashboard.dashboard.views.function import FunctionView
+from powercrud_dashboard.dashboard.views.groups import GroupActionView, GroupView
+from powercrud_dashboard.dashboard.views.insights import InsightsView
+from powercrud_dashboard.dashboard.views.locks import LockListView, ReleaseLockView
+from powercrud_dashboard.dashboard.views.log import LogView
+from powercrud_dashboard.dashboard.views.notices import NotificationsView, SeenView, TrayView
+from powercrud_dashboard.dashboard.views.pauses import PauseQueueView, PauseTaskView, ResumeQueueView, ResumeTaskView
+from powercrud_dashboard.dashboard.views.task import (
+    CancelTaskView,
+    DismissView,
+    DownloadView,
+    EditAndRetryView,
+    RawTaskView,
+    ReopenView,
+    RetryObjectsView,
+    RetryTaskView,
+    RunNowView,
+    TaskView,
+)
+from powercrud_dashboard.dashboard.views.tasks import BulkActionView, RefreshIntervalView, TaskListView
 
 
 class NameConverter(StringConverter):
-    """A name that people have given, with slashes and all, in the way of the admin's own keys."""
+    """A name with any characters, quoted as the admin quotes primary keys."""
 
     def to_python(self, value: str) -> str:
         return unquote(value)
@@ -40,43 +47,51 @@ class NameConverter(StringConverter):
 
 register_converter(NameConverter, "pcrud_name")
 
-#: The names are those of a ``ModelAdmin``, so that the admin's own links lead to these pages.
-URL_NAME = "powercrud_dashboard_taskrecord_{}"
-
 
 def dashboard_urls(
     admin_site: AdminSite | None = None, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 ) -> list[URLPattern]:
-    """Return the pages' URL patterns.
+    """Return the URL patterns of the pages.
 
     Args:
-        admin_site: the site whose look and links the pages have; by default the default site.
-        wrap: decorator for each view, such as ``admin_site.admin_view``.
+        admin_site: the admin site that the pages belong to; None outside of the admin.
+        wrap: a decorator for the views, such as ``admin_site.admin_view``.
     """
-    options: dict[str, Any] = {} if admin_site is None else {"admin_site": admin_site}
     pages = [
         ("", TaskListView, "changelist"),
         ("bulk/", BulkActionView, "bulk"),
         ("export/<str:file_format>/", ExportView, "export"),
         ("failures/", FailuresView, "failures"),
+        ("insights/", InsightsView, "insights"),
+        ("function/", FunctionView, "function"),
         ("refresh/", RefreshIntervalView, "refresh"),
+        ("tray/", TrayView, "tray"),
+        ("tray/seen/", SeenView, "seen"),
+        ("notifications/", NotificationsView, "notifications"),
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),
+        ("cluster/pause/", PauseQueueView, "pause_queue"),
+        ("cluster/resume/", ResumeQueueView, "resume_queue"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
         ("groups/<pcrud_name:group>/", GroupView, "group"),
         ("groups/<pcrud_name:group>/<slug:action>/", GroupActionView, "group_action"),
         ("<int:pk>/files/<int:file_pk>/", DownloadView, "download"),
         ("<int:pk>/retry-objects/", RetryObjectsView, "retry_objects"),
         ("<int:pk>/change/", TaskView, "change"),
+        ("<int:pk>/log/", LogView, "log"),
         ("<int:pk>/raw/", RawTaskView, "raw"),
         ("<int:pk>/edit/", EditAndRetryView, "edit"),
         ("<int:pk>/retry/", RetryTaskView, "retry"),
+        ("<int:pk>/dismiss/", DismissView, "dismiss"),
+        ("<int:pk>/reopen/", ReopenView, "reopen"),
         ("<int:pk>/cancel/", CancelTaskView, "cancel"),
+        ("<int:pk>/pause/", PauseTaskView, "pause"),
+        ("<int:pk>/resume/", ResumeTaskView, "resume"),
         ("<int:pk>/run-now/", RunNowView, "run_now"),
     ]
     patterns = []
     for route, page, name in pages:
-        view = page.as_view(**options)
-        patterns.append(path(route, wrap(view) if wrap else view, name=URL_NAME.format(name)))
+        view = page.as_view(admin_site=admin_site)
+        patterns.append(path(route, refreshable(wrap(view) if wrap else view), name=URL_NAME.format(name)))
     return patterns

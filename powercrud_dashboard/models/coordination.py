@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import timedelta
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import OperationalError, connections, models, router, transaction
+from django.db import models
 from django.db.models import F, Q
-from django.db.models.expressions import RawSQL
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.models.managers import OfPrimary
-from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSave, PreparedSelect, PreparedUpdate, Slot
+from powercrud_dashboard.models.database import Now, PrimaryManager
+from powercrud_dashboard.models.fields import CharField, TextField
+from powercrud_dashboard.models.locks import ConflictLock
+from powercrud_dashboard.models.pausing import Pause
+from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSave, PreparedUpdate, Slot
+from powercrud_dashboard.models.processes import WorkerProcess
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser
 
-
-Item = TypeVar("Item")
-
-#: In the place of an object's key: the lock on all objects of its model.
-WHOLE_MODEL = "*"
-
-#: Whether the outermost transaction is one of this package's own.
-_own_transaction: ContextVar[bool] = ContextVar("powercrud_dashboard_own_transaction", default=False)
-
-#: By how much the clocks of one project may differ, or be set, without anybody noticing.
-CLOCKS_DIFFER = timedelta(seconds=60)
-
-#: Locks that are read of those in the way of a whole model.
-MET_AT_MOST = 1_000
+#: A timestamp that is this far in the future shows that a clock was set back since it was written.
+CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 class ActiveTaskState(models.TextChoices):
     RESERVED = "reserved", _("Reserved")
     PENDING = "pending", _("Queued")
     IN_PROGRESS = "in_progress", _("Running")
+    PAUSED = "paused", _("Paused")
 
 
 class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
     def tasks(self) -> ActiveTaskQuerySet:
-        """Queued and running tasks, without reservations."""
+        """Queued, running and paused tasks, without reservations."""
         return self.exclude(state=ActiveTaskState.RESERVED)
 
     def reservations(self) -> ActiveTaskQuerySet:
@@ -61,186 +48,335 @@ class ActiveTaskQuerySet(models.QuerySet["ActiveTask"]):
     def running(self) -> ActiveTaskQuerySet:
         return self.filter(state=ActiveTaskState.IN_PROGRESS)
 
+    def paused(self) -> ActiveTaskQuerySet:
+        return self.filter(state=ActiveTaskState.PAUSED)
+
     def expired_reservations(self) -> ActiveTaskQuerySet:
         return self.reservations().filter(expires_at__lte=Now())
 
-    def silent_for(self, seconds: float) -> ActiveTaskQuerySet:
-        """Running tasks whose worker has not been heard of for so long, by the database's clock.
-
-        Also those last heard of in the future: the clock was set back since, and tells nothing.
-        """
-        silence = timedelta(seconds=seconds)
-        return self.running().filter(Q(heartbeat_at__lt=Now() - silence) | Q(heartbeat_at__gt=Now() + silence))
+    def of_lost_workers(self) -> ActiveTaskQuerySet:
+        """Running tasks whose process was declared lost, with the process."""
+        return self.running().filter(worker__lost_at__isnull=False).select_related("worker")
 
     def ready(self) -> ActiveTaskQuerySet:
-        """Queued tasks that a worker may begin, which those that wait for their next try are not."""
-        return self.pending().filter(next_run_at=None)
+        """Queued tasks that a worker may claim: those that neither wait for their time nor are held back."""
+        return self.pending().filter(next_run_at=None, held_by="")
+
+    def held(self) -> ActiveTaskQuerySet:
+        """Queued tasks that wait until their queue or function is resumed."""
+        return self.pending().exclude(held_by="")
+
+    def released(self) -> ActiveTaskQuerySet:
+        """Those of them that may be queued again, as what they waited for has been resumed."""
+        pauses = Pause.objects.using(self.db).filter(pk=models.OuterRef("held_by"))
+        return self.held().filter(~models.Exists(pauses))
+
+    def hold(self, task_name: str, *, queue: str, func: str) -> bool:
+        """Let a queued task wait whose queue or function is paused. Return whether it is."""
+        pause = Pause.objects.all().applying_to(queue, func).first()
+        if pause is None:
+            return False
+        held = self.ready().filter(models.Exists(Pause.objects.filter(pk=pause.pk)), task_name=task_name)
+        return held.update(held_by=pause.pk, queue_receipt="", sent_at=None, missing_since=None) == 1
+
+    def hold_again(self, active: ActiveTask) -> bool:
+        """Let a task wait again that was released and has no message yet. Return whether it does."""
+        unsent = self.unsent().filter(pk=active.pk, attempt=active.attempt)
+        return unsent.update(held_by=active.released_from) == 1
+
+    def missing(self) -> ActiveTaskQuerySet:
+        """Queued tasks whose message the broker has lost."""
+        return self.ready().filter(missing_since__isnull=False)
 
     def waiting(self) -> ActiveTaskQuerySet:
-        """Failed tasks that wait for their next try."""
+        """Queued tasks that are not to start before a certain time: their retry, or the launch, says so."""
         return self.pending().filter(next_run_at__isnull=False)
 
+    def waiting_for_retry(self) -> ActiveTaskQuerySet:
+        """Those of them that have failed before."""
+        return self.waiting().exclude(attempt=0, retries=0)
+
     def due(self) -> ActiveTaskQuerySet:
-        """Those of them whose time has come, by the database's clock; all, if that was set back meanwhile."""
-        return self.waiting().filter(Q(next_run_at__lte=Now()) | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
+        """Waiting tasks that are due by the database's clock; all that wait, if that was set back meanwhile."""
+        return self.waiting().filter(Q(next_run_at__lte=Now()) | Q(queued_at__gt=Now() + CLOCK_TOLERANCE))
 
     def queued_for(self, seconds: float) -> ActiveTaskQuerySet:
-        """Tasks that have been in the queue for so long, by the database's clock; all, if that was set back."""
+        """Tasks queued for at least so many seconds by the database's clock; all, if that was set back."""
         long_ago = Q(queued_at__lt=Now() - timedelta(seconds=seconds))
-        return self.ready().filter(long_ago | Q(queued_at__gt=Now() + CLOCKS_DIFFER))
+        return self.ready().filter(long_ago | Q(queued_at__gt=Now() + CLOCK_TOLERANCE))
 
-    def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool) -> bool:
-        """Let a task that failed wait for its next try; its locks stay. Return whether it was still that attempt's.
+    def unsent(self) -> ActiveTaskQuerySet:
+        """Queued tasks that the broker does not have yet, as far as is known."""
+        return self.ready().filter(sent_at=None)
 
-        ``counts`` says whether this is one of the retries that its policy allows.
+    def postpone(self, active: ActiveTask, wait: timedelta, *, counts: bool, resume_at: int | None = None) -> bool:
+        """Let a failed task wait for a retry and keep its locks. Return False if the task has passed on meanwhile.
+
+        ``counts`` says whether this uses up one of the retries that its policy allows.
         """
-        nobody_cancelled = self.of_attempt(active).filter(cancel_requested_at=None)
-        postponed = nobody_cancelled.update(
+        not_cancelled = self.as_read(active).filter(cancel_requested_at=None)
+        postponed = not_cancelled.update(
+            **_WITHOUT_WORKER,
+            **({} if resume_at is None else {"resume_at": resume_at}),
+            **({"ran_before": _RAN} if active.goes_on else {}),
             state=ActiveTaskState.PENDING,
             next_run_at=Now() + wait,
-            queued_at=Now(),
             retries=F("retries") + int(counts),
-            queue_receipt="",
-            sent_at=None,
-            worker_host="",
-            worker_pid=None,
-            started_at=None,
-            heartbeat_at=None,
             progress_message="",
             progress_current=None,
             progress_total=None,
+            progress_at=None,
         )
         return postponed == 1
 
+    def request_pause(self, active: ActiveTask, user: AbstractUser | None, *, keep_locks: bool) -> bool:
+        """Ask the worker that runs the task to pause it. Return whether this was the first request."""
+        running = self.as_read(active).filter(pause_requested_at=None, cancel_requested_at=None)
+        return running.update(pause_requested_at=Now(), pause_requested_by=user, pause_keeps_locks=keep_locks) == 1
+
+    def withdraw_pause(self, active: ActiveTask) -> bool:
+        """Let a running task go on that was asked to pause. Return whether it was still running."""
+        asked = self.as_read(active).filter(pause_requested_at__isnull=False)
+        return asked.update(**_NOT_ASKED) == 1
+
+    def pause(self, active: ActiveTask, *, keep_locks: bool, resume_at: int | None = None) -> bool:
+        """Let a task wait until somebody resumes it. Return False if it was cancelled or has passed on meanwhile."""
+        not_cancelled = self.as_read(active).filter(cancel_requested_at=None)
+        paused = not_cancelled.update(
+            **_WITHOUT_WORKER,
+            **_NOT_ASKED,
+            **({} if resume_at is None else {"resume_at": resume_at}),
+            ran_before=_RAN,
+            state=ActiveTaskState.PAUSED,
+            pause_keeps_locks=keep_locks,
+        )
+        return paused == 1
+
+    def hand_back(self, active: ActiveTask, *, resume_at: int | None = None) -> bool:
+        """Let a task that has given its worker back, or that was paused, be due: it is queued as soon as possible.
+
+        Return False if somebody has cancelled it or asked it to pause, or it has passed on meanwhile.
+        """
+        undisturbed = self.as_read(active).filter(cancel_requested_at=None, pause_requested_at=None)
+        handed_back = undisturbed.update(
+            **_WITHOUT_WORKER,
+            **({} if resume_at is None else {"resume_at": resume_at}),
+            ran_before=_RAN,
+            state=ActiveTaskState.PENDING,
+            # A paused task that waited for its time still does.
+            next_run_at=Greatest(Coalesce("next_run_at", Now()), Now()),
+        )
+        return handed_back == 1
+
     def queue_again(self, active: ActiveTask) -> bool:
-        """Put a task that waits for its next try among the queued ones. Return whether it still waited."""
-        still_waiting = self.waiting().filter(pk=active.pk, attempt=active.attempt)
-        return still_waiting.update(next_run_at=None, sent_at=None, queued_at=Now()) == 1
+        """Make a task ready that waits, or whose message is lost. Return whether that is still so."""
+        waits = Q(next_run_at__isnull=False) | Q(missing_since__isnull=False) | ~Q(held_by="")
+        changed = (
+            self.as_read(active)
+            .filter(waits)
+            .update(
+                next_run_at=None,
+                held_by="",
+                sent_at=None,
+                expires_at=None,
+                missing_since=None,
+                queued_at=Now(),
+                queue_receipt="",
+            )
+        )
+        return changed == 1
 
-    def claimed_by(self, *, host: str, pid: int, within: float) -> ActiveTaskQuerySet:
-        """Running tasks that this worker has claimed in the last so many seconds."""
-        since = Now() - timedelta(seconds=within)
-        return self.running().filter(worker_host=host, worker_pid=pid, started_at__gte=since)
+    def note_missing(self, active: ActiveTask, is_missing: bool) -> bool:
+        """Note whether the message of a queued task is lost. Return False if the task has changed meanwhile."""
+        row = self.ready().filter(pk=active.pk, attempt=active.attempt)
+        unchanged = row.filter(missing_since__isnull=is_missing)
+        return unchanged.update(missing_since=Now() if is_missing else None) == 1
 
-    def still_silent(self, lost: ActiveTask) -> ActiveTaskQuerySet:
-        """The row of a task that looked lost, as long as no heartbeat came after the one that was read."""
-        # Counted, as clocks can be set.
-        return self.of_attempt(lost).filter(beats=lost.beats)
+    def as_read(self, active: ActiveTask) -> ActiveTaskQuerySet:
+        """The row, as long as it is in the attempt and state in which ``active`` was read.
 
-    def of_attempt(self, active: ActiveTask) -> ActiveTaskQuerySet:
-        """The row as long as it still is in the state and attempt in which ``active`` was read."""
-        return self.filter(pk=active.pk, attempt=active.attempt, state=active.state)
+        Of a lost task also only as long as its process has sent no heartbeat since it was read.
+        """
+        row = self.filter(pk=active.pk, attempt=active.attempt, state=active.state)
+        if (judged := active.judged_worker) is None:
+            return row
+        # Not by a join, with which the row's other conditions are in a subquery: PostgreSQL does not look at that again
+        # after it has waited for somebody else's change of the row.
+        unchanged = WorkerProcess.objects.filter(pk=judged.pk, beats=judged.beats)
+        return row.filter(models.Exists(unchanged), worker=judged)
 
-    def beat(self, active: ActiveTask, **progress: Any) -> bool:
-        """Keep the task alive and store new progress. Return False if it was cancelled or taken away."""
-        undisturbed = self.of_attempt(active).filter(cancel_requested_at=None)
-        return undisturbed.update(heartbeat_at=Now(), beats=F("beats") + 1, **progress) == 1
+    def write_progress(self, active: ActiveTask, **progress: Any) -> bool:
+        """Store new progress. Return False if the task is not in this attempt any more."""
+        return self.as_read(active).update(progress_at=Now(), **progress) == 1
 
-    def keep_alive(self, **progress: Any) -> bool:
-        """Write a heartbeat even though the task was cancelled. Return whether the row is still there."""
-        return self.update(heartbeat_at=Now(), beats=F("beats") + 1, **progress) == 1
-
-    def request_cancel(self, task_name: str, user: AbstractUser | None) -> bool:
-        """Ask a running task's worker to stop it. Return whether this was the first request."""
-        running = self.running().filter(task_name=task_name, cancel_requested_at=None)
+    def request_cancel(self, active: ActiveTask, user: AbstractUser | None) -> bool:
+        """Ask the worker that runs the task to stop it. Return whether this was the first request."""
+        running = self.as_read(active).filter(cancel_requested_at=None)
         return running.update(cancel_requested_at=Now(), cancel_requested_by=user) == 1
 
     def drop_empty_reservations(self, **which: Any) -> None:
-        """Remove the reservations among ``which`` that hold no lock any more."""
+        """Delete those of the reservations that hold no lock any more."""
         locks = ConflictLock.objects.using(self.db).filter(active_task_id=models.OuterRef("pk"))
         self.reservations().filter(~models.Exists(locks), **which)._raw_delete(self.db)
 
 
-_ActiveTaskBase = OfPrimary.from_queryset(ActiveTaskQuerySet)
+_ActiveTaskBase = PrimaryManager.from_queryset(ActiveTaskQuerySet)
 
 
 class ActiveTaskManager(_ActiveTaskBase["ActiveTask"]):
-    """What is done to one task at a time."""
+    """What is written of one task at a time."""
+
+    def get_queryset(self) -> models.QuerySet[ActiveTask]:
+        # They may be megabytes, and only a retry or a resumption needs them. They are loaded when they are asked for.
+        return super().get_queryset().defer("payload", "released_locks")
 
     def add(self, active: ActiveTask) -> None:
         """Insert a new task.
 
         Raises:
-            IntegrityError: if one of its name, or of its unique key, is there.
+            IntegrityError: if there is one of its name or of its unique key.
         """
-        _ADD.execute(active)
+        _ADD.save(active)
 
-    def claim_pending(self, task_name: str, *, host: str, pid: int) -> ActiveTask | None:
-        """Make a queued task this worker's, and return it; None if it was not to be had any more."""
-        if not _CLAIM.execute(task_name=task_name, worker_host=host, worker_pid=pid):
+    def claim(self, task_name: str, *, worker: str | None, queue: str = "", func: str = "") -> ActiveTask | None:
+        """Make a queued task this process's and return it.
+
+        Return None if it is not ready (any more), if ``worker`` was declared lost, or if nothing new of this queue or
+        function is to start.
+        """
+        if worker is not None:
+            return _CLAIM.first(task_name=task_name, worker=worker, queue=queue, func=func)
+        claimed = self.all().ready().filter(task_name=task_name).update(**_CLAIMED)
+        return self.all().running().get(task_name=task_name) if claimed else None
+
+    def take_over(self, lost: ActiveTask, *, worker: str | None) -> ActiveTask | None:
+        """Make a lost task this process's and return it; None if its own process has sent a heartbeat since."""
+        row = self.all().as_read(lost)
+        if worker is not None:
+            row = row.filter(models.Exists(WorkerProcess.objects.filter(pk=worker, lost_at=None)))
+        if not row.update(**_CLAIMED, worker=worker):
             return None
-        return _CLAIMED.first(task_name=task_name)
+        return self.get(pk=lost.pk)
+
+    def write_progress_of(self, task_name: str, **progress: Any) -> ActiveTask | None:
+        """Store new progress of a queued or running task. Return it with its manager and whether it was cancelled."""
+        return _WRITE_PROGRESS.first(progress, task_name=task_name, **progress)
 
     def note_sent(self, active: ActiveTask, receipt: str) -> None:
-        """Note that the broker has taken the task, and what it knows the message by, if it tells."""
-        _NOTE_SENT.execute(id=active.pk, queue_receipt=receipt, sent_at=timezone.now())
-
-    def take_over(self, lost: ActiveTask, *, host: str, pid: int) -> ActiveTask | None:
-        """Make a lost worker's task this worker's, and return it; None if it has shown life since it was read."""
-        if not self.all().still_silent(lost).update(**_BEGUN, worker_host=host, worker_pid=pid):
-            return None
-        return _CLAIMED.first(task_name=lost.task_name)
+        """Note that the broker has taken the task, and the receipt that it gave for the message."""
+        # A worker may have claimed or even ended the task already: then there is nothing to note.
+        self.filter(pk=active.pk).update(queue_receipt=receipt, sent_at=timezone.now(), expires_at=None)
 
     def end(self, active: ActiveTask) -> int | None:
-        """Remove the row and its locks if ``active`` still describes it.
+        """Delete the row and its locks, as long as the row is as ``active`` was read.
 
-        Return the number of locks released, or None if the task has passed to another
-        attempt or has ended already: then nothing is touched.
+        Return the number of locks released, or None if the task has ended or has passed to another attempt: then
+        nothing is changed.
         """
-        # One conditional DELETE whose row count is the answer. Locks refer to the row with a constraint that is
-        # checked at commit, so they may go second.
-        if not _END.execute(id=active.pk, attempt=active.attempt, state=active.state):
-            return None
-        return _RELEASE.execute(active_task=active.pk)
+        # One conditional DELETE whose row count is the answer. The foreign key of the locks is checked at commit, so
+        # they can be deleted after it.
+        if active.judged_worker is not None:
+            row = self.all().as_read(active)
+            deleted = row._raw_delete(row.db)
+        else:
+            deleted = _END.execute(id=active.pk, attempt=active.attempt, state=active.state)
+        return _RELEASE.execute(active_task=active.pk) if deleted else None
 
 
 class ActiveTask(models.Model):
     """A task that is queued or running, or a named reservation of objects."""
 
-    task_name = models.CharField(_("task name"), max_length=100)
-    state = models.CharField(_("state"), max_length=20, choices=ActiveTaskState)
-    label = models.CharField(_("label"), max_length=255, blank=True)
-    manager_class = models.CharField(_("manager class"), max_length=255, blank=True)
+    task_name = CharField(_("task name"), max_length=100)
+    state = CharField(_("state"), max_length=20, choices=ActiveTaskState)
+    label = CharField(_("label"), max_length=255, blank=True)
+    manager_class = CharField(_("manager class"), max_length=255, blank=True)
+    #: What the manager is made with, wherever one is made for this task.
+    manager_config = models.JSONField(_("manager configuration"), default=dict, blank=True)
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
         null=True,
         blank=True,
         on_delete=models.SET_NULL,
+        # A user who is deleted meanwhile must not undo the change of state at the commit.
+        db_constraint=False,
         related_name="+",
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
-    #: Since when it has been in the queue for this try, or waits for the next.
+    #: Since when the current attempt has been queued, or has waited for its retry.
     queued_at = models.DateTimeField(_("queued at"), db_default=Now())
+    #: When a reservation expires, or when a task counts as lost that its launch has not handed to the broker by then.
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
-    #: As long as there is a task with this key, none is launched with the same; empty for no such wish.
-    unique_key = models.CharField(_("unique key"), max_length=100, blank=True)
+    #: No second task with this key is launched as long as this one has not ended; empty for no such key. Of a
+    #: reservation it is random: the manager that made it knows it by this, as SQLite uses primary keys again.
+    unique_key = CharField(_("unique key"), max_length=100, blank=True)
 
-    cluster = models.CharField(_("cluster"), max_length=100, blank=True)
-    #: What the broker knows the queue entry by, where it tells (the ORM broker does).
-    queue_receipt = models.CharField(_("queue receipt"), max_length=100, blank=True)
+    cluster = CharField(_("cluster"), max_length=100, blank=True)
+    #: The broker's key of the message, from a broker that tells it (the ORM broker does).
+    queue_receipt = CharField(_("queue receipt"), max_length=100, blank=True)
+    #: Whether the next attempt goes on with the objects that have no outcome; then the task may have a ``TaskCursor``.
+    goes_on = models.BooleanField(_("goes on"), default=False)
     #: Empty from commit until the broker has taken the task.
     sent_at = models.DateTimeField(_("sent at"), null=True, blank=True)
 
-    #: What is to happen after a failure, as :class:`powercrud_dashboard.retry_policy.RetryPolicy` keeps it.
+    #: Since when a queued task is known to be in no queue and with no living cluster: its broker has lost the message.
+    missing_since = models.DateTimeField(_("missing since"), null=True, blank=True)
+
+    #: The pause of its queue or function that keeps a queued task from starting; it has no message meanwhile.
+    held_by = CharField(_("held by"), max_length=32, blank=True)
+
+    #: What happens after a failure, in the form of ``RetryPolicy.to_json``.
     policy = models.JSONField(_("retry policy"), default=dict, blank=True)
-    #: What another try needs, pickled and signed; only kept for tasks with a policy.
-    payload = models.TextField(_("signed payload"), blank=True, editable=False)
-    #: Retries made by the policy so far.
+    #: The signed task spec; kept only for tasks with a retry policy.
+    payload = TextField(_("signed task spec"), blank=True, editable=False)
+    #: Retries made under the policy so far.
     retries = models.PositiveIntegerField(_("retries"), default=0)
-    #: When the next try is due, while the task waits for it.
+    #: When the task is to be queued, while it waits for its retry, or for the time that its launch has named.
     next_run_at = models.DateTimeField(_("next run at"), null=True, blank=True)
 
+    #: Seconds after which a worker stops the task, -1 for never; empty for the limit of its cluster.
+    time_limit = models.IntegerField(_("time limit"), null=True, blank=True)
     attempt = models.PositiveIntegerField(_("attempt"), default=0)
-    worker_host = models.CharField(_("worker host"), max_length=255, blank=True)
-    worker_pid = models.PositiveIntegerField(_("worker pid"), null=True, blank=True)
+    #: The process that runs the task; empty also for a synchronous task in a transaction of its caller's, which no
+    #: other process can see.
+    worker = models.ForeignKey(
+        WorkerProcess,
+        verbose_name=_("worker process"),
+        null=True,
+        blank=True,
+        # A process that tasks belong to is never deleted.
+        on_delete=models.DO_NOTHING,
+        related_name="tasks",
+        db_index=False,
+    )
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
-    heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
-    beats = models.PositiveBigIntegerField(_("heartbeats"), default=0)
+    #: How long it had run when it last gave its worker back, to go on later.
+    ran_before = models.DurationField(_("ran before"), default=timedelta)
 
-    progress_message = models.TextField(_("progress message"), blank=True)
+    #: Since when somebody wants the running task to pause.
+    pause_requested_at = models.DateTimeField(_("pause requested at"), null=True, blank=True)
+    pause_requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("pause requested by"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="+",
+        db_index=False,
+    )
+    #: Whether it is to keep its locks meanwhile.
+    pause_keeps_locks = models.BooleanField(_("keeps its locks"), default=True)
+    #: The locks that it has given back while it is paused, and those of them that are its selection, each as model
+    #: label -> keys; empty if it has not.
+    released_locks = models.JSONField(_("released locks"), default=dict, blank=True)
+    #: How many items of its loop the last attempt had done when it stopped.
+    resume_at = models.PositiveBigIntegerField(_("resume at"), default=0)
+
+    progress_message = TextField(_("progress message"), blank=True)
     progress_current = models.BigIntegerField(_("progress current"), null=True, blank=True)
     progress_total = models.BigIntegerField(_("progress total"), null=True, blank=True)
+    progress_at = models.DateTimeField(_("progress at"), null=True, blank=True)
 
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
     cancel_requested_by = models.ForeignKey(
@@ -249,10 +385,21 @@ class ActiveTask(models.Model):
         null=True,
         blank=True,
         on_delete=models.SET_NULL,
+        # A user who is deleted meanwhile must not undo the change of state at the commit.
+        db_constraint=False,
         related_name="+",
     )
 
     objects = ActiveTaskManager()
+
+    if TYPE_CHECKING:
+        # mypy finds it only if it happens to read the module of the processes first.
+        worker_id: str | None
+
+    #: The lost process as it was when the task was judged; set on instances that are to be given up.
+    judged_worker: WorkerProcess | None = None
+    #: The pause that has ended, set on instances that are queued again after it and wait on if that does not work.
+    released_from: str = ""
 
     class Meta:
         verbose_name = _("active task")
@@ -271,11 +418,7 @@ class ActiveTask(models.Model):
         ]
         indexes = [
             models.Index(fields=["task_name"], name="pcrud_active_task_name"),
-            models.Index(
-                fields=["heartbeat_at"],
-                condition=Q(state=ActiveTaskState.IN_PROGRESS),
-                name="pcrud_active_heartbeat",
-            ),
+            models.Index(fields=["worker"], condition=Q(worker__isnull=False), name="pcrud_active_worker"),
             models.Index(
                 fields=["queued_at"],
                 condition=Q(state=ActiveTaskState.PENDING),
@@ -297,134 +440,55 @@ class ActiveTask(models.Model):
         return self.label or self.task_name
 
 
-class ConflictLockQuerySet(models.QuerySet["ConflictLock"]):
-    def on_objects(self, keys: Mapping[str, Iterable[str]]) -> Iterator[ConflictLockQuerySet]:
-        """The locks on the wanted objects, as querysets small enough for the database.
-
-        ``keys`` maps a normalised model label to object ids as text.
-        """
-        for model_label, object_ids in keys.items():
-            rows = one_column(list(object_ids), using=self.db)
-            if rows is not None:
-                yield self.filter(model_label=model_label, object_id__in=rows)
-                continue
-            for chunk in in_chunks(object_ids, using=self.db):
-                yield self.filter(model_label=model_label, object_id__in=chunk)
-
-    def held_among(self, keys: Mapping[str, Iterable[str]]) -> list[ConflictLock]:
-        """The locks that lie on the wanted objects, or on all of their model, with their holders.
-
-        Who wants all of a model meets each lock on one of its objects; of those the first are returned.
-        """
-        found: list[ConflictLock] = []
-        for locks in self.in_the_way_of(keys):
-            found += locks.select_related("active_task")
-        return found
-
-    def in_the_way_of(self, keys: Mapping[str, Iterable[str]]) -> Iterator[ConflictLockQuerySet]:
-        """The locks that lie on the wanted objects, or on all of their model, as querysets."""
-        for model_label, object_ids in keys.items():
-            wanted = list(object_ids)
-            if WHOLE_MODEL in wanted:
-                yield self.filter(model_label=model_label)[:MET_AT_MOST]
-            else:
-                yield from self.on_objects({model_label: [*wanted, WHOLE_MODEL]})
-
-    def insert_free(self, keys: Mapping[str, list[str]], holder: ActiveTask) -> bool:
-        """Lock those of the objects that are free, in one statement for each model. Return whether these were all.
-
-        On a database whose words for it are not known here nothing is done, and False returned.
-        """
-        connection = connections[self.db]
-        rows = {"sqlite": "SELECT value AS id FROM json_each(%s)", "postgresql": "SELECT unnest(%s::text[]) AS id"}
-        if connection.vendor not in rows:
-            return False
-        table = self.model._meta.db_table
-        statement = f"""
-            INSERT INTO {table} (model_label, object_id, active_task_id, locked_at)
-            SELECT %s, wanted.id, %s, %s FROM ({rows[connection.vendor]}) AS wanted
-            WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE model_label = %s AND object_id = %s)
-            ON CONFLICT DO NOTHING
-        """  # noqa: S608 - names of our own table
-        now = connection.ops.adapt_datetimefield_value(timezone.now())
-        inserted = 0
-        with connection.cursor() as cursor:
-            for model_label, object_ids in keys.items():
-                wanted = _one_parameter(object_ids, connection)
-                cursor.execute(statement, [model_label, holder.pk, now, wanted, model_label, WHOLE_MODEL])
-                inserted += cursor.rowcount
-        return inserted == sum(map(len, keys.values()))
-
-    def hand_over(self, lock_ids: Iterable[int], holder: ActiveTask) -> int:
-        """Make the locks this holder's. Return how many there still were."""
-        chunks = in_chunks(lock_ids, using=self.db)
-        return sum(self.filter(pk__in=chunk).update(active_task=holder) for chunk in chunks)
-
-    def orphaned(self) -> ConflictLockQuerySet:
-        """Locks whose holder is gone, which only a database without foreign keys can have."""
-        holders = ActiveTask.objects.using(self.db).filter(pk=models.OuterRef("active_task_id"))
-        return self.filter(~models.Exists(holders))
-
-
-class ConflictLock(models.Model):
-    """The right of one task or reservation to work on one object."""
-
-    model_label = models.CharField(_("model"), max_length=201)
-    object_id = models.CharField(_("object id"), max_length=255)
-    active_task = models.ForeignKey(
-        ActiveTask,
-        verbose_name=_("holder"),
-        # Locks are released together with their holder in two statements, see ActiveTaskQuerySet.end().
-        on_delete=models.DO_NOTHING,
-        related_name="locks",
-    )
-    locked_at = models.DateTimeField(_("locked at"), default=timezone.now)
-
-    objects = OfPrimary.from_queryset(ConflictLockQuerySet)()
-
-    class Meta:
-        verbose_name = _("conflict lock")
-        verbose_name_plural = _("conflict locks")
-        default_permissions = ("view",)
-        permissions = [("release_conflictlock", _("Can release conflict locks"))]
-        constraints = [
-            models.UniqueConstraint(fields=["model_label", "object_id"], name="pcrud_lock_object_uniq"),
-        ]
-
-    def __str__(self) -> str:
-        if self.object_id == WHOLE_MODEL:
-            return _("%(model)s (all objects)") % {"model": self.model_label}
-        return f"{self.model_label} {self.object_id}"
-
-
-#: What changes in the row of a task when a worker begins it.
-_BEGUN = {
+#: What changes in the row of a task that has no worker any more, and no message in the queue.
+_WITHOUT_WORKER: dict[str, Any] = {
+    "queued_at": Now(),
+    "expires_at": None,
+    "queue_receipt": "",
+    "sent_at": None,
+    "missing_since": None,
+    "worker": None,
+    "started_at": None,
+    "held_by": "",
+}
+#: How long a task has run by now.
+_RAN = F("ran_before") + Coalesce(
+    models.ExpressionWrapper(Now() - F("started_at"), models.DurationField()),
+    models.Value(timedelta(), models.DurationField()),
+)
+_NOT_ASKED: dict[str, Any] = {"pause_requested_at": None, "pause_requested_by": None}
+#: What a claim changes in the row.
+_CLAIMED: dict[str, Any] = {
     "state": ActiveTaskState.IN_PROGRESS,
     "attempt": F("attempt") + 1,
     "started_at": Now(),
-    "heartbeat_at": Now(),
-    "beats": F("beats") + 1,
 }
 _ADD = PreparedSave(ActiveTask)
 _CLAIM = PreparedUpdate(
     ActiveTask,
-    lambda: ActiveTask.objects.ready().filter(task_name=Slot("task_name")),
-    **_BEGUN,
-    worker_host=Slot("worker_host"),
-    worker_pid=Slot("worker_pid"),
+    lambda: ActiveTask.objects.ready().filter(
+        models.Exists(WorkerProcess.objects.filter(pk=Slot("worker"), lost_at=None)),
+        # The label has room for a function's path as well.
+        ~models.Exists(Pause.objects.all().applying_to(Slot("label", "queue"), Slot("label", "func"))),
+        task_name=Slot("task_name"),
+    ),
+    # What a worker needs of it; the others are loaded if they are asked for.
+    (
+        *("id", "task_name", "state", "manager_class", "manager_config", "policy", "retries", "attempt"),
+        *("worker", "started_at", "progress_at", "queue_receipt", "goes_on", "resume_at", "ran_before"),
+    ),
+    **_CLAIMED,
+    worker=Slot("worker"),
 )
-_CLAIMED = PreparedSelect(ActiveTask, lambda: ActiveTask.objects.running().filter(task_name=Slot("task_name")))
-_NOTE_SENT = PreparedUpdate(
+_WRITE_PROGRESS = PreparedUpdate(
     ActiveTask,
-    lambda: ActiveTask.objects.filter(pk=Slot("id")),
-    queue_receipt=Slot("queue_receipt"),
-    sent_at=Slot("sent_at"),
+    lambda: ActiveTask.objects.tasks().filter(task_name=Slot("task_name")),
+    ("id", "task_name", "manager_class", "manager_config", "cancel_requested_at"),
+    progress_at=Now(),
 )
 _END = PreparedDelete(
     ActiveTask,
-    lambda: ActiveTask.objects.all().of_attempt(
-        ActiveTask(id=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),
-    ),
+    lambda: ActiveTask.objects.filter(pk=Slot("id"), attempt=Slot("attempt"), state=Slot("state")),
 )
 _RELEASE = PreparedDelete(ConflictLock, lambda: ConflictLock.objects.filter(active_task=Slot("active_task")))
 
@@ -432,67 +496,3 @@ _RELEASE = PreparedDelete(ConflictLock, lambda: ConflictLock.objects.filter(acti
 def reservation_expiry() -> Any:
     """When a reservation made now expires, as an expression on the database's clock."""
     return Now() + timedelta(seconds=app_settings.CONFLICT_TTL)
-
-
-def coordination_db() -> str:
-    """The alias of the database that the coordination tables are written to."""
-    return router.db_for_write(ActiveTask)
-
-
-@contextmanager
-def write_transaction() -> Iterator[None]:
-    """An atomic block on the coordination database that is ready to write from its start.
-
-    Raises:
-        OperationalError: at its end, if it can't be committed.
-    """
-    using = coordination_db()
-    connection = connections[using]
-    token = None if connection.in_atomic_block else _own_transaction.set(True)
-    try:
-        with transaction.atomic(using=using):
-            _take_sqlites_write_lock(connection)
-            yield
-            if connection.needs_rollback:
-                # A part of it has failed so that nothing of it can be kept, as when the connection was lost, and
-                # whoever caught that error went on. Django would undo all the rest without a word.
-                raise OperationalError("The transaction could not be completed, and was undone.")
-    finally:
-        if token is not None:
-            _own_transaction.reset(token)
-
-
-def in_callers_transaction() -> bool:
-    """Return whether a transaction is open that the package's caller began, and will end."""
-    return connections[coordination_db()].in_atomic_block and not _own_transaction.get()
-
-
-def _take_sqlites_write_lock(connection: Any) -> None:
-    if connection.vendor == "sqlite" and connection.transaction_mode != "IMMEDIATE":
-        # A deferred SQLite transaction that reads first can't wait for the write lock later: it fails
-        # at once with "database is locked". An update of no row takes the lock, and waits for it.
-        ActiveTask.objects.using(connection.alias).filter(pk=0).update(attempt=0)
-
-
-def one_column(values: list[str], *, using: str) -> RawSQL | None:
-    """Return a query of these texts that is one parameter, however many they are; None where that is not known how."""
-    connection = connections[using]
-    if connection.vendor == "sqlite":
-        return RawSQL("SELECT value FROM json_each(%s)", [_one_parameter(values, connection)])
-    if connection.vendor == "postgresql":
-        return RawSQL("SELECT unnest(%s::text[])", [_one_parameter(values, connection)])
-    return None
-
-
-def _one_parameter(values: list[str], connection: Any) -> Any:
-    # In order, as SQLite then goes through its index once instead of here and there.
-    return json.dumps(sorted(values)) if connection.vendor == "sqlite" else values
-
-
-def in_chunks(items: Iterable[Item], *, using: str) -> Iterator[list[Item]]:
-    """Cut a collection into lists that fit as parameters into one statement of this database."""
-    # A hundred are left for the other conditions of the statement.
-    size = (connections[using].features.max_query_params or 1_000_100) - 100
-    remaining = iter(items)
-    while chunk := list(islice(remaining, size)):
-        yield chunk

@@ -1,15 +1,20 @@
-"""Files that go with tasks: those that a form was sent with, and those that an action answered with."""
+"""Files of tasks: those uploaded with a form, and those that an action returned."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.coordination import ActiveTask
+from powercrud_dashboard.models.database import Now, PrimaryManager
+from powercrud_dashboard.models.fields import CharField
 from powercrud_dashboard.models.history import TaskRecord
-from powercrud_dashboard.models.managers import OfPrimary
-from powercrud_dashboard.models.status import TaskStatus
+
+#: How long after its upload a file belongs to a task.
+LAUNCHED_WITHIN = timedelta(hours=1)
 
 
 class FilePurpose(models.TextChoices):
@@ -25,34 +30,39 @@ class TaskFileQuerySet(models.QuerySet["TaskFile"]):
         """The files that a task made, without their content."""
         return self.filter(owner=task_name, purpose=FilePurpose.RESULT).defer("content").order_by("pk")
 
-    def of_no_use(self) -> TaskFileQuerySet:
-        """Parameters that no task will read any more: none is under way, and none failed that could be retried."""
+    def unneeded(self) -> TaskFileQuerySet:
+        """Parameters that no task can read any more: there is no record of their task, or of their group.
+
+        Newer ones may be those of a click that has not launched its task yet.
+        """
         active = ActiveTask.objects.using(self.db).filter(task_name=models.OuterRef("owner"))
-        needed = TaskRecord.objects.using(self.db).filter(
-            status__in=[TaskStatus.PENDING, TaskStatus.IN_PROGRESS, TaskStatus.FAILED]
-        )
-        by_task = needed.filter(task_name=models.OuterRef("owner"))
-        by_group = needed.filter(group=models.OuterRef("owner")).exclude(group="")
+        records = TaskRecord.objects.using(self.db)
+        by_task = records.filter(task_name=models.OuterRef("owner"))
+        by_group = records.filter(group=models.OuterRef("owner")).exclude(group="")
         return self.filter(
-            ~models.Exists(active), ~models.Exists(by_task), ~models.Exists(by_group), purpose=FilePurpose.PARAMETER
+            ~models.Exists(active),
+            ~models.Exists(by_task),
+            ~models.Exists(by_group),
+            purpose=FilePurpose.PARAMETER,
+            created_at__lt=Now() - LAUNCHED_WITHIN,
         ).defer("content")
 
 
 class TaskFile(models.Model):
-    """A file in the database, where each worker finds it and nobody comes at it but through a task's page."""
+    """A file in the database: every worker can read it, and people only through a task's page."""
 
-    #: The name of the task, or of the group of tasks, that the file goes with.
-    owner = models.CharField(_("task or group"), max_length=100)
-    purpose = models.CharField(_("purpose"), max_length=20, choices=FilePurpose)
+    #: The name of the task, or of the group of tasks, that the file belongs to.
+    owner = CharField(_("task or group"), max_length=100)
+    purpose = CharField(_("purpose"), max_length=20, choices=FilePurpose)
     #: The form's field, for a parameter.
-    field = models.CharField(_("field"), max_length=255, blank=True)
-    name = models.CharField(_("name"), max_length=255)
-    content_type = models.CharField(_("content type"), max_length=255, blank=True)
+    field = CharField(_("field"), max_length=255, blank=True)
+    name = CharField(_("name"), max_length=255)
+    content_type = CharField(_("content type"), max_length=255, blank=True)
     size = models.PositiveBigIntegerField(_("size"))
     content = models.BinaryField(_("content"))
     created_at = models.DateTimeField(_("created at"), default=timezone.now)
 
-    objects = OfPrimary.from_queryset(TaskFileQuerySet)()
+    objects = PrimaryManager.from_queryset(TaskFileQuerySet)()
 
     class Meta:
         verbose_name = _("task file")

@@ -1,12 +1,13 @@
-"""Statements that Django writes once, and that from then on only get their values.
+"""Statements whose SQL Django writes once for each process; after that only their values change.
 
-To have Django write a statement takes several times as long as to execute it, and whoever wants to write waits for a
-transaction in which that is done. What every task needs is therefore written for the first one only.
+Django takes several times as long to write a short statement as the database takes to execute it, and it does so
+while a transaction is open that others wait for. The statements of every launch and every task are prepared for that
+reason. What each of them gains is in the documentation, on the page about performance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,35 +21,44 @@ from django.utils.functional import cached_property
 
 Row = TypeVar("Row", bound=models.Model)
 
-#: Databases whose INSERT tells what it has put into the row, in the way of a SELECT.
-RETURN_WHAT_THEY_INSERT = ("sqlite", "postgresql")
-
 
 class Slot(Expression):
-    """Stands in a statement for the value of this field that is given when the statement is executed."""
+    """Stands in a statement for a value of this field, which is given when the statement is executed.
 
-    def __init__(self, field: str) -> None:
+    It is given by the name of the field, or by another one.
+    """
+
+    def __init__(self, field: str, given_as: str = "") -> None:
         super().__init__()
         self.field_name = field
+        self.given_as = given_as or field
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         return "%s", [self]
 
 
 @dataclass(frozen=True)
+class _Given:
+    """A value that is given later, and the field whose form it gets."""
+
+    field: models.Field[Any, Any]
+    name: str
+
+
+@dataclass(frozen=True)
 class _Statement:
     sql: str
-    #: Fixed values, and a field for each that is to come.
+    #: Fixed values, and a field for each value that is given later.
     params: tuple[Any, ...]
-    #: The columns that it reads, and the positions of those whose values have to be converted.
-    selected: tuple[Any, ...]
+    #: The columns that it returns, and the positions of those whose values are converted.
+    returned: tuple[Any, ...]
     converted: tuple[int, ...]
 
     def read(self, row: Iterable[Any], connection: Any) -> list[Any]:
-        """Return a row that it has read as the fields have it."""
+        """Return the values of a row in the form that the fields have in Python."""
         values = list(row)
         for position in self.converted:
-            column = self.selected[position]
+            column = self.returned[position]
             for convert in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection)):
                 values[position] = convert(values[position], column, connection)
         return values
@@ -57,149 +67,168 @@ class _Statement:
 class _Prepared(Generic[Row]):
     def __init__(self, model: type[Row]) -> None:
         self._model = model
-        self._statements: dict[tuple[str, ...], _Statement] = {}
+        self._statements: dict[tuple[object, ...], _Statement] = {}
 
-    def _query(self, columns: Iterable[str]) -> Any:
+    def _query(self, columns: Sequence[str], rows: int) -> Any:
         raise NotImplementedError
 
-    def _compiler(self, using: str, columns: Iterable[str]) -> Any:
-        return self._query(columns).get_compiler(using)
-
-    def _selected(self, compiler: Any) -> tuple[Any, ...]:
-        """Return the columns that the statement reads, which ``compiler`` has written."""
-        return tuple(column for column, *_names in compiler.select or ())
+    def _returned(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return the names of the fields whose values the statement returns."""
+        return ()
 
     @contextmanager
-    def _executed(self, values: Mapping[str, Any], columns: Iterable[str] = ()) -> Iterator[tuple[Any, _Statement]]:
+    def _executed(
+        self, values: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()
+    ) -> Iterator[tuple[Any, _Statement]]:
+        """Execute the statement for one or more rows of values. ``columns`` tell apart the forms that it has."""
         using = router.db_for_write(self._model)
         connection = connections[using]
-        key = (using, *columns)
+        key = (using, len(values), *columns)
         if (statement := self._statements.get(key)) is None:
-            statement = self._statements[key] = self._written(using, columns)
+            statement = self._statements[key] = self._written(using, columns, len(values))
+        slots_of_row = len(statement.params) // len(values)
         params = [
-            param.get_db_prep_save(values[param.name], connection) if isinstance(param, models.Field) else param
-            for param in statement.params
+            param.field.get_db_prep_save(values[number // slots_of_row][param.name], connection)
+            if isinstance(param, _Given)
+            else param
+            for number, param in enumerate(statement.params)
         ]
         with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
             cursor.execute(statement.sql, params)
             yield cursor, statement
 
-    def _written(self, using: str, columns: Iterable[str]) -> _Statement:
-        compiler = self._compiler(using, columns)
+    def _written(self, using: str, columns: Sequence[str], rows: int) -> _Statement:
+        compiler = self._query(columns, rows).get_compiler(using)
         written = compiler.as_sql()
-        # Django thinks of an INSERT as several statements; of one row it is one.
+        # An INSERT is a list of statements for Django; without returned columns of its own it is always one.
         sql, params = written[0] if isinstance(written, list) else written
-        selected = self._selected(compiler)
-        get_field = self._model._meta.get_field
+        options = self._model._meta
+        fields: Any = [options.get_field(name) for name in self._returned(columns)]
+        if fields:
+            names = ", ".join(compiler.connection.ops.quote_name(field.column) for field in fields)
+            sql = f"{sql} RETURNING {names}"
+        returned = tuple(field.get_col(options.db_table) for field in fields)
         return _Statement(
             sql,
-            tuple(get_field(param.field_name) if isinstance(param, Slot) else param for param in params),
-            selected,
-            tuple(compiler.get_converters(selected)),
+            tuple(_given(param, options) if isinstance(param, Slot) else param for param in params),
+            returned,
+            tuple(compiler.get_converters(returned)),
         )
 
 
-class _PreparedOfRows(_Prepared[Row]):
-    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]]) -> None:
-        """``rows`` returns a queryset that has a :class:`Slot` in the place of each value that is to come."""
+def _given(slot: Slot, options: Any) -> _Given:
+    return _Given(options.get_field(slot.field_name), slot.given_as)
+
+
+class PreparedUpdate(_Prepared[Row]):
+    """An UPDATE, which may return the row that it has changed."""
+
+    def __init__(
+        self,
+        model: type[Row],
+        rows: Callable[[], models.QuerySet[Row]],
+        returned: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            model: the model of the rows.
+            rows: returns a queryset with a :class:`Slot` in the place of each value that is given later.
+            returned: names of the fields that :meth:`first` loads; all, if None.
+            **columns: expressions or slots that are set each time.
+        """
         super().__init__(model)
         self._rows = rows
+        self._columns = columns
+        self._loaded = returned
 
+    def _query(self, columns: Sequence[str], rows: int) -> Any:
+        query: Any = self._rows().query.chain(UpdateQuery)
+        names = [name for name in columns if name != _RETURNING]
+        query.add_update_values({**self._columns, **{name: Slot(name) for name in names}})
+        return query
 
-class PreparedSelect(_PreparedOfRows[Row]):
-    def _query(self, columns: Iterable[str]) -> Any:
-        return self._rows().query
+    def _returned(self, columns: Sequence[str]) -> Sequence[str]:
+        if _RETURNING not in columns:
+            return ()
+        # In the order of the model's fields, as from_db() takes them.
+        names = [field.name for field in self._model._meta.concrete_fields]
+        return names if self._loaded is None else [name for name in names if name in self._loaded]
 
-    def first(self, **values: Any) -> Row | None:
-        """Return the first row, or None if there is none."""
-        with self._executed(values) as (cursor, statement):
+    def execute(self, columns: Iterable[str] = (), **values: Any) -> int:
+        """Set ``columns`` as well, whose values are among ``values``. Return the number of rows changed."""
+        with self._executed([values], list(columns)) as (cursor, _statement):
+            return int(cursor.rowcount)
+
+    def first(self, columns: Iterable[str] = (), **values: Any) -> Row | None:
+        """Do the same and return the row; None if no row was changed."""
+        with self._executed([values], [*columns, _RETURNING]) as (cursor, statement):
             row, connection = cursor.fetchone(), cursor.db
         if row is None:
             return None
-        names = [column.target.attname for column in statement.selected]
+        names = [column.target.attname for column in statement.returned]
         return self._model.from_db(connection.alias, names, statement.read(row, connection))
 
-    def keys(self, **values: Any) -> list[Any]:
-        """Return what the first column has in each row, as the database returns it."""
-        with self._executed(values) as (cursor, _statement):
-            return [row[0] for row in cursor.fetchall()]
+
+#: Tells the form of an UPDATE that returns its row; no field has such a name.
+_RETURNING = "+"
 
 
-class PreparedUpdate(_PreparedOfRows[Row]):
-    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]], **columns: Any) -> None:
-        """``columns`` get the same expressions, or slots, each time."""
-        super().__init__(model, rows)
-        self._columns = columns
+class PreparedDelete(_Prepared[Row]):
+    """A DELETE that sends no signals and leaves alone what refers to the rows."""
 
-    def _query(self, columns: Iterable[str]) -> Any:
-        query: Any = self._rows().query.chain(UpdateQuery)
-        query.add_update_values({**self._columns, **{name: Slot(name) for name in columns}})
-        return query
+    def __init__(self, model: type[Row], rows: Callable[[], models.QuerySet[Row]]) -> None:
+        super().__init__(model)
+        self._rows = rows
 
-    def execute(self, columns: Iterable[str] = (), **values: Any) -> int:
-        """Set ``columns`` as well, whose values are among the ``values``. Return the number of rows."""
-        with self._executed(values, columns) as (cursor, _statement):
-            return int(cursor.rowcount)
-
-
-class PreparedDelete(_PreparedOfRows[Row]):
-    """Sends no signals, and leaves what refers to the rows alone."""
-
-    def _query(self, columns: Iterable[str]) -> Any:
+    def _query(self, columns: Sequence[str], rows: int) -> Any:
         return self._rows().query.chain(DeleteQuery)
 
     def execute(self, **values: Any) -> int:
-        """Return the number of rows."""
-        with self._executed(values) as (cursor, _statement):
+        """Return the number of rows deleted."""
+        with self._executed([values]) as (cursor, _statement):
             return int(cursor.rowcount)
 
 
 class PreparedInsert(_Prepared[Row]):
-    """Sends no signals, and doesn't tell the row's key."""
+    """An INSERT of a few rows that sends no signals and does not return their keys."""
 
     @cached_property
     def _fields(self) -> list[models.Field[Any, Any]]:
         return [field for field in self._model._meta.concrete_fields if not field.primary_key]
 
-    def _query(self, columns: Iterable[str]) -> Any:
+    def _query(self, columns: Sequence[str], rows: int) -> Any:
         fields = [field for field in self._fields if field.name not in columns]
         query = InsertQuery(self._model)
-        query.insert_values(fields, [self._model(**{field.attname: Slot(field.name) for field in fields})])
+        row = {field.attname: Slot(field.name) for field in fields}
+        query.insert_values(fields, [self._model(**row) for _ in range(rows)])
         return query
 
-    @contextmanager
-    def _inserted(self, row: Row) -> Iterator[tuple[Any, _Statement]]:
-        values = {field.name: field.pre_save(row, add=True) for field in self._fields}
-        left_to_database = [name for name, value in values.items() if isinstance(value, DatabaseDefault)]
-        with self._executed(values, left_to_database) as executed:
-            yield executed
-
-    def execute(self, row: Row) -> None:
-        with self._inserted(row):
+    def execute(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert the rows, given by the values of all of their fields, in one statement."""
+        with self._executed(rows):
             pass
 
 
 class PreparedSave(PreparedInsert[Row]):
-    """Inserts a row as its own ``save(force_insert=True)`` does: it gets its key, and signals are sent."""
+    """Inserts one row as ``save(force_insert=True)`` does: the row gets its key, and signals are sent."""
 
-    def _compiler(self, using: str, columns: Iterable[str]) -> Any:
-        compiler = super()._compiler(using, columns)
-        options = self._model._meta
-        compiler.returning_fields = [options.pk, *map(options.get_field, columns)]
-        return compiler
+    def _returned(self, columns: Sequence[str]) -> Sequence[str]:
+        return [self._model._meta.pk.name, *columns]
 
-    def _selected(self, compiler: Any) -> tuple[Any, ...]:
-        return tuple(field.get_col(self._model._meta.db_table) for field in compiler.returning_fields)
-
-    def execute(self, row: Row) -> None:
+    def save(self, row: Row) -> None:
+        """Insert the row."""
         using = router.db_for_write(self._model)
-        # Who listens ahead may put anything into the row that Django takes, such as expressions.
-        if connections[using].vendor not in RETURN_WHAT_THEY_INSERT or pre_save.has_listeners(self._model):
+        if pre_save.has_listeners(self._model):
+            # A receiver may put anything into the row that Django's own save takes, such as expressions.
             row.save(force_insert=True, using=using)
             return
-        with self._inserted(row) as (cursor, statement):
+        values = {field.name: field.pre_save(row, add=True) for field in self._fields}
+        left_to_database = [name for name, value in values.items() if isinstance(value, DatabaseDefault)]
+        with self._executed([values], left_to_database) as (cursor, statement):
             given = statement.read(cursor.fetchone(), connections[using])
-        for column, value in zip(statement.selected, given, strict=True):
+        for column, value in zip(statement.returned, given, strict=True):
             setattr(row, column.target.attname, value)
         row._state.adding, row._state.db = False, using
         post_save.send(self._model, instance=row, created=True, raw=False, using=using, update_fields=None)

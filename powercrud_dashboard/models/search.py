@@ -1,12 +1,13 @@
 """The index that finds words in task records: FTS5 on SQLite, a ``tsvector`` with GIN on PostgreSQL.
 
-Words are found by their beginnings, without regard to case. Other databases have no index here; they
-look into the columns one by one, which takes longer the more records there are.
+Words are matched by prefix, without regard to case. A SQLite without FTS5 has no index: its columns are searched one
+by one, which takes longer the more records there are.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -17,48 +18,56 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Lookup, Q, QuerySet, Transform
+from django.db.models.functions import Lower
 
-from powercrud_dashboard.models.history import TaskRecord
+from powercrud_dashboard.models.history import TaskRecord, TaskRecordQuerySet
+from powercrud_dashboard.models.objects import TaskObject
+from powercrud_dashboard.text import is_storable
 
 TABLE = TaskRecord._meta.db_table
 INDEX = f"{TABLE}_words"
 
-#: Columns by the kind of question. The letters are PostgreSQL's weights, of which there are four.
+#: Columns by the kind of search. The letters are PostgreSQL's weights, of which there are four.
 FIELDS = {
     "task": ("A", ("label", "func")),
     "person": ("B", ("user_label",)),
     "text": ("C", ("message", "error", "task_name")),
     "model": ("D", ("model_labels",)),
-    "status": ("D", ("status",)),
+    "status": ("D", ("status", "resolution")),
 }
 COLUMNS = tuple(column for __, columns in FIELDS.values() for column in columns)
 
-#: PostgreSQL looks up words all at once if it expects no more matches than these, and otherwise meets them on its walk
-#: along the primary key. It takes words for independent of each other, so that for words which are frequent but
-#: never meet, such as an error's among the completed tasks, it would walk to the end.
+#: Up to this number of expected matches, all are looked up in the index first. With more, PostgreSQL's planner decides
+#: and may walk along the primary key instead. The planner takes words for independent of each other: for frequent words
+#: that never occur together, such as an error's among the completed tasks, such a walk would visit every row.
 LOOKED_UP_AT_ONCE = 25_000
 
-#: Records among which the newest matches of many are looked for first.
+#: The newest records, in which the first page of a frequent word is searched for first.
 LOOKED_THROUGH = 10_000
 
-#: SQLite makes a list of all that match before it looks at any: the newest so many are enough to page through.
+#: SQLite lists all matches before it filters any, so that it considers only this number of the newest matches.
 CONSIDERED = 10_000
+
+
+#: Words of a search that are looked for; more make an expression that SQLite refuses.
+MAX_WORDS = 50
 
 
 @dataclass(frozen=True)
 class Words:
-    """Words that all have to be found in the same kind of columns (a key, or keys, of ``FIELDS``)."""
+    """Words that must all be found in columns of the same kinds (keys of ``FIELDS``)."""
 
     kinds: tuple[str, ...]
     words: tuple[str, ...]
-    #: Whole words next to each other, in this order, instead of beginnings in any order.
+    #: Whole words next to each other, in this order, instead of prefixes in any order.
     is_phrase: bool = False
-    #: Whole words in any order, which are found sooner than all that begin with them.
+    #: Whole words in any order, which are found faster than prefixes.
     are_whole: bool = False
 
     @classmethod
     def of(cls, text: str, *kinds: str, is_phrase: bool = False, are_whole: bool = False) -> Words:
-        return cls(kinds, tuple(re.findall(r"[^\W_]+", text.lower())), is_phrase, is_phrase or are_whole)
+        words = tuple(re.findall(r"[^\W_]+", text.lower())[:MAX_WORDS])
+        return cls(kinds, words, is_phrase, is_phrase or are_whole)
 
     @property
     def columns(self) -> list[str]:
@@ -84,17 +93,18 @@ class Words:
 
 
 def matching(
-    records: QuerySet[TaskRecord],
+    records: TaskRecordQuerySet,
     wanted: Iterable[Words],
     *,
     status: str = "",
     considers_all: bool = False,
     to_count: bool = False,
-) -> QuerySet[TaskRecord]:
+) -> TaskRecordQuerySet:
     """Return those of the records in which all of the words are found.
 
-    ``status`` is one that the caller filters by as well: it helps the index. SQLite looks at the newest
-    ``CONSIDERED`` matches only, unless ``considers_all``. ``to_count`` are records whose order may be given up.
+    ``status`` is a status or a resolution that the caller filters by as well, which the index knows too. SQLite
+    considers only the newest ``CONSIDERED`` matches, unless ``considers_all``. With ``to_count`` the records are
+    returned in no order.
     """
     words = list(wanted)
     if not all(part.words for part in words):
@@ -105,7 +115,7 @@ def matching(
     if _kind(connections[records.db]) == "postgresql":
         at_once = _expected(parts, records.db) <= LOOKED_UP_AT_ONCE
         if at_once and to_count:
-            # Without an order there is nothing to walk along, and each row is visited once.
+            # Without an order there is no index to walk along, and each row is visited once.
             return records.filter(_Matches(F("pk"), parts)).order_by()
         return records.filter(_Matches(F("pk"), parts, _Way.AT_ONCE if at_once else _Way.PLANNED))
     return records.filter(_Matches(F("pk"), parts, at_most=None if considers_all else CONSIDERED))
@@ -116,8 +126,8 @@ def matching_newest(
 ) -> QuerySet[TaskRecord] | None:
     """Return those of the ``LOOKED_THROUGH`` newest records in which all of the words are found.
 
-    None where this is not the quickest way to the newest matches. On PostgreSQL it is, if there are many: the index
-    does not know which are the newest, so that all would have to be visited.
+    None where this is not the fastest way to the newest matches. On PostgreSQL it is the fastest if there are many
+    matches: its index does not know which are the newest, so that all would be visited.
     """
     parts = _with_status(wanted, status)
     if _kind(connections[records.db]) != "postgresql" or not all(part.words for part in parts):
@@ -131,7 +141,7 @@ def _with_status(wanted: Iterable[Words], status: str) -> list[Words]:
 
 
 class _Unindexed(Transform):
-    """The column as it is, but on SQLite not by way of its index."""
+    """The column itself, but without the use of its index on SQLite."""
 
     lookup_name = "unindexed"
 
@@ -141,19 +151,20 @@ class _Unindexed(Transform):
         return self.as_sql(compiler, connection, template="+%(expressions)s")
 
 
-#: Columns that lists are filtered by, each of which has an index. SQLite, which knows nothing of how many rows an
-#: index leads to, would take theirs and look for the words in each row.
-for _name in ("status", "created_at", "finished_at", "run_time", "group", "cluster", "error_pattern"):
+#: Columns that lists are filtered by, each of which has an index. SQLite does not know how many rows an index leads
+#: to: it would use theirs and search for the words in each row.
+_INDEXED = ("status", "created_at", "finished_at", "run_time", "group", "cluster")
+for _name in (*_INDEXED, "error_pattern", "exception_class", "failure_reason", "resolution"):
     TaskRecord._meta.get_field(_name).register_lookup(_Unindexed)  # type: ignore[union-attr]
 
 
 def beside_words(column: str) -> str:
-    """Return how to filter by a column in a query that is about words as well."""
+    """Return the lookup of a column in a query that searches for words too."""
     return f"{column}__{_Unindexed.lookup_name}"
 
 
 def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool:
-    """Return whether more match than :func:`matching` looks at."""
+    """Return whether there are more matches than :func:`matching` considers."""
     connection = connections[using]
     if _kind(connection) != "sqlite":
         return False
@@ -166,7 +177,7 @@ def is_bounded(wanted: Iterable[Words], *, status: str = "", using: str) -> bool
 
 
 def _expected(parts: Iterable[Words], using: str) -> int:
-    """Return how many matches PostgreSQL's planner expects."""
+    """Return the number of matches that PostgreSQL's planner expects."""
     with connections[using].cursor() as cursor:
         cursor.execute(
             f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)",  # noqa: S608
@@ -197,19 +208,19 @@ def has_index(using: str) -> bool:
 class _Way(Enum):
     """How PostgreSQL finds the words of a query."""
 
-    #: As its planner likes.
+    #: As its planner decides.
     PLANNED = "{table}.words @@ to_tsquery('simple', %s)"
-    #: All of them by the index: an array is made before anything else, so that no walk or join can come of it.
+    #: All by the index: the array is computed first, so that the planner can't choose a walk or a join.
     AT_ONCE = f"{{pk}} = ANY (ARRAY(SELECT id FROM {TABLE} WHERE words @@ to_tsquery('simple', %s)))"  # noqa: S608
-    #: In the rows that other conditions leave: by the operator's own function, which no index helps.
+    #: Only in the rows that other conditions leave: by the operator's own function, which uses no index.
     ROW_BY_ROW = "ts_match_vq({table}.words, to_tsquery('simple', %s))"
 
 
 class _Matches(Lookup):
-    """Whether the record with this primary key is in the index under the wanted words.
+    """Whether the record with this primary key matches the words.
 
-    A lookup, which Django writes into WHERE as it is: a boolean expression it may compare with true first,
-    and then SQLite does not look into the index.
+    It is a lookup, as Django writes that into WHERE unchanged. It may compare a boolean expression with true, and
+    then SQLite does not use the index.
     """
 
     prepare_rhs = False
@@ -232,13 +243,17 @@ class _Matches(Lookup):
 
 
 def ensure_index(connection: BaseDatabaseWrapper) -> None:
-    """Make the index on a database that can have it, unless it is there and complete.
+    """Create the index on a database that supports it, unless it is complete.
 
-    Called after each ``migrate``, as SQLite changes a table by copying it, which loses the triggers. A migration
+    It is called after each ``migrate``, as SQLite changes a table by copying it, which loses the triggers. A migration
     that changes a column of the index on PostgreSQL drops the ``words`` column first.
     """
+    tables = connection.introspection.table_names()
+    if OBJECTS in tables:
+        with connection.cursor() as cursor:
+            cursor.execute(_CREATE_OBJECT_INDEX[connection.vendor])
     kind = _kind(connection)
-    if not kind or TABLE not in connection.introspection.table_names():
+    if not kind or TABLE not in tables:
         return
     with connection.cursor() as cursor:
         cursor.execute(*_COUNT_PARTS[kind])
@@ -246,10 +261,46 @@ def ensure_index(connection: BaseDatabaseWrapper) -> None:
             return
         columns = {column.name for column in connection.introspection.get_table_description(cursor, TABLE)}
         if not columns.issuperset(COLUMNS):
-            # Migrated back to a state of before the index.
+            # Migrated back to before the index.
             return
         for statement in (*_DROP[kind], *_CREATE[kind]):
             cursor.execute(statement)
+
+
+OBJECTS = TaskObject._meta.db_table
+
+#: An index in which names that begin alike are next to each other, whatever the collation of the database is.
+_CREATE_OBJECT_INDEX = {
+    "sqlite": f"CREATE INDEX IF NOT EXISTS pcrud_object_name ON {OBJECTS} (lower(text))",
+    "postgresql": f"CREATE INDEX IF NOT EXISTS pcrud_object_name ON {OBJECTS} (lower(text) varchar_pattern_ops)",
+}
+TaskObject._meta.get_field("text").register_lookup(Lower)
+
+#: Entries of objects that are looked at to find different ones.
+OBJECTS_LOOKED_AT = 200
+
+
+def named_objects(entries: QuerySet[TaskObject], text: str, at_most: int) -> list[TaskObject]:
+    """Return entries of the first objects that have this key, or whose names begin with this text.
+
+    Args:
+        entries: the entries to look in.
+        text: the key, or the beginning of the name in upper or lower case.
+        at_most: how many objects are returned.
+    """
+    start = text.strip().lower()
+    if not start or not is_storable(start):
+        return []
+    if connections[entries.db].vendor == "postgresql":
+        begins = Q(text__lower__startswith=start)
+    else:
+        # Its LIKE does not use the index.
+        begins = Q(text__lower__gte=start, text__lower__lt=start + chr(sys.maxunicode))
+    found: dict[tuple[str, str], TaskObject] = {}
+    for condition in (Q(object_id=text.strip()), begins):
+        for entry in entries.filter(condition).defer("traceback", "error")[:OBJECTS_LOOKED_AT]:
+            found.setdefault((entry.model_label, entry.object_id), entry)
+    return list(found.values())[:at_most]
 
 
 def _kind(connection: BaseDatabaseWrapper) -> str:
@@ -309,7 +360,7 @@ _DROP = {
     ),
     "postgresql": (f"DROP INDEX IF EXISTS {INDEX}", f"ALTER TABLE {TABLE} DROP COLUMN IF EXISTS words"),
 }
-#: What a complete index consists of: table and triggers, or the index alone, which needs its column.
+#: The number of parts of a complete index: table and triggers, or the index alone, which needs its column.
 PARTS = {"sqlite": 1 + len(_TRIGGERS), "postgresql": 1}
 _COUNT_PARTS: dict[str, tuple[str, list[str]]] = {
     "sqlite": (

@@ -1,28 +1,31 @@
-"""In a worker process the managers' hooks are called by a thread of their own, so that nothing waits for a slow one."""
+"""In a worker, the managers' hooks are called by a thread of their own, so that no task waits for a slow hook."""
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
-import signal
 import threading
 from collections.abc import Callable
 
 from django.db import connections
 
-from powercrud_dashboard import lifecycle
+from powercrud_dashboard.engine import lifecycle
 
 logger = logging.getLogger(__name__)
 
-#: Events that there can be any number of: of these, more than so many do not wait for a slow hook.
-MANY = ("progress", "log", "objects")
+#: Events that a task can produce without limit. Further ones are dropped while so many calls wait for a slow hook.
+DROPPABLE = ("progress", "log", "objects")
 WAITING_AT_MOST = 1_000
 
 #: Seconds that a worker waits after a task until its hooks have returned.
 PATIENCE = 60.0
 
+#: Seconds without a call after which the thread closes its database connections.
+IDLE_BEFORE_CLOSE = 10.0
 
-class HookLine:
+
+class HookThread:
     """Calls hooks one after the other, in the order of their events."""
 
     def __init__(self) -> None:
@@ -32,8 +35,8 @@ class HookLine:
 
     def put(self, event: str, call: Callable[[], None]) -> None:
         """Have a hook called soon."""
-        if event in MANY and self._calls.qsize() >= WAITING_AT_MOST:
-            logger.warning("A lifecycle hook is slow; it does not hear of every %r event", event)
+        if event in DROPPABLE and self._calls.qsize() >= WAITING_AT_MOST:
+            logger.warning("A lifecycle hook is slow: it is not called for every %r event", event)
             return
         self._calls.put(call)
         with self._lock:
@@ -42,41 +45,59 @@ class HookLine:
                 self._thread.start()
 
     def drain(self) -> None:
-        """Wait until the hooks that are in the line now have returned, but not for ever."""
+        """Wait until the hooks that are queued now have returned, up to a limit."""
         if self._thread is None:
             return
-        through = threading.Event()
-        self._calls.put(through.set)
-        if not through.wait(PATIENCE):
+        drained = threading.Event()
+        self._calls.put(drained.set)
+        if not drained.wait(PATIENCE):
             logger.error("A lifecycle hook has not returned within %s s; the worker goes on without it", PATIENCE)
 
     def _run(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Signals are for the thread that runs the task.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         while True:
             try:
                 call = self._calls.get(timeout=IDLE_BEFORE_CLOSE)
             except queue.Empty:
                 connections.close_all()
                 call = self._calls.get()
-            call()
+            try:
+                call()
+            except BaseException:
+                # Without this thread no further hook would be called.
+                logger.exception("A lifecycle hook has failed")
+            for connection in connections.all(initialized_only=True):
+                if connection.errors_occurred:
+                    # The database may have been restarted. The next hook connects again.
+                    connection.close()
 
 
-#: Seconds without a call after which the thread gives its connection back.
-IDLE_BEFORE_CLOSE = 10.0
-
-_line: HookLine | None = None
+_thread: HookThread | None = None
 
 
 def drain() -> None:
-    """Wait until the hooks of this worker process have returned, but not for ever."""
-    if _line is not None:
-        _line.drain()
+    """Wait until the hooks of this worker process have returned, up to a limit."""
+    if _thread is not None:
+        _thread.drain()
 
 
 def install() -> None:
-    """Have the hooks of this process called in this way."""
-    global _line
-    _line = HookLine()
-    lifecycle.deliver_hooks_with(_line.put)
+    """Have the hooks of this process called by a thread."""
+    global _thread
+    _thread = HookThread()
+    lifecycle.deliver_hooks_with(_deliver)
+
+
+def _deliver(event: str, call: Callable[[], None]) -> None:
+    if _thread is None:
+        call()
+    else:
+        _thread.put(event, call)
+
+
+def _forget_the_parents_thread() -> None:
+    global _thread
+    _thread = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents_thread)

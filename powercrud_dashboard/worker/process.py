@@ -1,39 +1,126 @@
-"""What a worker process of a cluster gets beside django-q2's own loop."""
+"""What the processes of a cluster get beside django-q2's own loops: a worker's threads, and one way to be stopped."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import util
+from multiprocessing.process import BaseProcess, current_process
+from queue import Empty
 from typing import Any
 
-from django_q.cluster import Sentinel
-from django_q.signals import post_spawn
+from powercrud_dashboard.engine import boundary, processes
+from powercrud_dashboard.models.database import forget_inherited_pools
+from powercrud_dashboard.q2 import queue
+from powercrud_dashboard.worker import connection, due, heartbeat, hooks, interrupt, messages
 
-from powercrud_dashboard.worker import hooks, kept_connection, stopping, watch
+logger = logging.getLogger(__name__)
 
 
-def _equip(**kwargs: Any) -> None:
-    stop_event = None
-    for frame in _callers():
-        if frame.f_globals.get("__name__") == "django_q.tasks":
-            # django-q2 runs a synchronous task by the same loop, in the process of its caller.
-            return
-        # Workers are forked from the sentinel, so that it is on the stack below them.
-        if isinstance(sentinel := frame.f_locals.get("self"), Sentinel):
-            stop_event = sentinel.stop_event
-            break
-    stopping.heed(stop_event)
+def _set_up_worker(process: BaseProcess) -> None:
+    interrupt.note_sigterm()
+    boundary.replace_closed_streams()
+    messages.read_from(_arguments(process)[0])
     hooks.install()
-    kept_connection.install()
-    watch.start()
+    connection.install()
+    processes.this_process().become_worker(queue.current_cluster())
+    heartbeat.start_in_worker()
+    due.start()
+    # Called at the normal end of a child process, at which atexit's functions are not.
+    util.Finalize(None, _leave, exitpriority=10)
 
 
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _leave() -> None:
+    try:
+        processes.this_process().unregister()
+    except Exception:
+        # Cleanup deletes the row later.
+        logger.debug("The row of this process could not be deleted", exc_info=True)
 
 
-post_spawn.connect(_equip, dispatch_uid="powercrud_dashboard.worker_process")
+def _set_up_sentinel(process: BaseProcess) -> None:
+    if "--run-once" in sys.argv:
+        # It is stopped at once, to run what it has taken until then.
+        return
+    interrupt.use_stop_event(_arguments(process)[0])
+    # Until django-q2 has set it to its default, and _run_sentinel to what it is to do.
+    interrupt.block_sigterm()
+    process._target = partial(_run_sentinel, process._target)  # type: ignore[attr-defined]
+
+
+def _run_sentinel(sentinel_class: Callable[..., Any], stop_event: Any, *args: Any) -> None:
+    sentinel = sentinel_class(stop_event, *args, start=False)
+    interrupt.stop_cluster_on_sigterm(stop_event)
+    stop = sentinel.stop
+
+    def hand_back_and_stop() -> None:
+        _hand_back_what_was_taken(sentinel)
+        stop()
+
+    sentinel.stop = hand_back_and_stop
+    try:
+        sentinel.start()
+    finally:
+        # multiprocessing sends them a SIGTERM, which they ignore, and waits for their end.
+        for helper in (sentinel.pusher, sentinel.monitor):
+            if helper is not None:
+                helper.kill()
+
+
+def _hand_back_what_was_taken(sentinel: Any) -> None:
+    """Let other clusters run what this one has taken and its workers have not begun.
+
+    A worker that is idle or becomes so meanwhile does the same.
+    """
+    sentinel.event_out.set()
+    is_pushing = True
+    while is_pushing:
+        is_pushing = sentinel.pusher.is_alive()
+        try:
+            while queue.hand_back(message := sentinel.task_queue.get(timeout=0.1)):
+                pass
+        except Empty:
+            continue
+        # The broker is away: better run it here than lose it.
+        sentinel.task_queue.put(message)
+        return
+
+
+def _set_up_helper(process: BaseProcess) -> None:
+    interrupt.ignore_sigterm_unless_orphaned()
+
+
+#: By the dotted path of what django-q2 has the process run.
+_SET_UP = {
+    "django_q.cluster.Sentinel": _set_up_sentinel,
+    "django_q.worker.worker": _set_up_worker,
+    "django_q.pusher.pusher": _set_up_helper,
+    "django_q.monitor.monitor": _set_up_helper,
+}
+
+
+def _set_up(_: object) -> None:
+    """Set up this process if it is one of a cluster; called when a child process of multiprocessing begins."""
+    process = current_process()
+    target = getattr(process, "_target", None)
+    set_up = _SET_UP.get(f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")
+    if set_up is None:
+        return
+    try:
+        forget_inherited_pools()
+        set_up(process)
+    except Exception:
+        # multiprocessing says nothing of it.
+        logger.exception("The process %s could not be set up", process.name)
+
+
+def _arguments(process: BaseProcess) -> tuple[Any, ...]:
+    arguments: tuple[Any, ...] = process._args  # type: ignore[attr-defined]
+    return arguments
+
+
+# With every start method, also where the process imports this module only now. django-q2's signal for this tells of
+# workers only, and of synchronous tasks in the process of their caller as well.
+util.register_after_fork(_set_up, _set_up)

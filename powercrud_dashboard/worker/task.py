@@ -1,275 +1,367 @@
-"""The callable that django-q2 runs: claims the task, runs its function, records how it ended."""
+"""Run one task: claim it, call its function, record how it ended."""
 
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import pkgutil
 import signal
+import socket
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import datetime
 from itertools import count
 from typing import Any, TypeVar
 
 from django.db import Error as DjangoDatabaseError
-from django.db import InterfaceError, OperationalError, connections, transaction
-from django.utils.module_loading import import_string
+from django.db import InterfaceError, OperationalError, connections
 from django_q.exceptions import TimeoutException
-from django_q.signals import post_execute_in_worker
 
-from powercrud_dashboard import failing, lifecycle, locks, progress, queueing
-from powercrud_dashboard.async_context import Report, TaskContext, running_task
-from powercrud_dashboard.callables import injected_arguments
-from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled
-from powercrud_dashboard.liveness import is_lost, stay_silent, this_worker
-from powercrud_dashboard.models import ActiveTask, FailureReason
-from powercrud_dashboard.models.coordination import coordination_db, write_transaction
-from powercrud_dashboard.models.history import ObjectOutcome
-from powercrud_dashboard.models.text import LONG, SHORT, clean_text, describe, is_printable
-from powercrud_dashboard.progress import Progress
+from powercrud_dashboard.async_context import TaskContext, by_database, running_task
+from powercrud_dashboard.engine import calls, lifecycle, policy, processes, registry, requests
+from powercrud_dashboard.engine.boundary import contained
+from powercrud_dashboard.engine.progress import Progress
+from powercrud_dashboard.engine.spec import INJECTED, TaskCall, TaskSpec, accepted_arguments
+from powercrud_dashboard.exceptions import (
+    AllObjectsFailed,
+    ClusterStopping,
+    SliceEnded,
+    TaskCancelled,
+    TaskGivenUp,
+    TaskPaused,
+    UnreadableSpec,
+)
+from powercrud_dashboard.models import ActiveTask, FailureReason, WorkerProcess
+from powercrud_dashboard.models.database import (
+    coordination_db,
+    impatient_transaction,
+    in_callers_transaction,
+    savepoints_in_open_transactions,
+)
+from powercrud_dashboard.q2 import queue
 from powercrud_dashboard.signals import task_started
-from powercrud_dashboard.worker import hooks
-from powercrud_dashboard.worker.cancellation import Interruption
-from powercrud_dashboard.worker.kept_connection import kept_connection
-from powercrud_dashboard.worker.reporter import Attendance, reporting
-from powercrud_dashboard.worker.stopping import not_far_beyond_its_time_limit, outlasting_termination
+from powercrud_dashboard.text import LONG, describe, error_summary, error_text, traceback_text
+from powercrud_dashboard.worker import heartbeat, hooks
+from powercrud_dashboard.worker.connection import worker_connection
+from powercrud_dashboard.worker.heartbeat import TaskMonitor, reported_events
+from powercrud_dashboard.worker.interrupt import Interruption, defer_sigterm, hard_time_limit
+from powercrud_dashboard.worker.report import Ending, NotRun, for_django_q, kind_of, note_last_run
 
 logger = logging.getLogger(__name__)
-
-#: Managers are found by path: the layers below them never import one.
-MANAGER = "powercrud_dashboard.async_manager.AsyncManager"
 
 #: Seconds between the tries to reach a database that is away or locked.
 DATABASE_RETRY_DELAYS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
 
-#: Bytes of a result that is handed on: all of it goes through a pipe to django-q2's monitor, and into a row.
-RESULT_AT_MOST = 10 * 1024 * 1024
+#: Bytes of a result that is passed on, through a pipe to django-q2's monitor and into a row.
+MAX_RESULT_SIZE = 10 * 1024 * 1024
+
+#: The folder of this package.
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+#: How often a queued task is claimed whose queue or function is paused and resumed meanwhile.
+CLAIM_TRIES = 5
 
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class NotRun:
-    """Returned to django-q2 for a delivery that ran nothing.
+def run_task(call: TaskCall) -> Any:
+    """Run a task if it is still to be run, and return its result.
 
-    Unless it is ``acknowledged``, a broker with receipts will deliver the message again.
+    A delivery of a task that runs elsewhere, has ended or was cancelled runs nothing. The function's own errors are
+    recorded, then raised for django-q2.
     """
+    try:
+        spec, unreadable = TaskSpec.from_text(call.spec), None
+    except UnreadableSpec as error:
+        if error.is_newer:
+            logger.error("Task %s is left in the queue: %s", call.task_name, error.reason)
+            return NotRun(acknowledged=False)
+        spec, unreadable = TaskSpec(call.name), error
+    if not call.sync:
+        return _Run(call, spec).go(unreadable)
+    with _registered() as worker:
+        return _Run(call, spec, worker).go(unreadable)
 
-    acknowledged: bool
 
-
-def _leave_no_result(sender: object, task: dict[str, Any], **kwargs: Any) -> None:
-    """Keep a delivery that ran nothing from overwriting the result of the one that does."""
-    result = task.get("result")
-    if not isinstance(result, NotRun):
+@contextmanager
+def _registered() -> Iterator[str | None]:
+    """Yield the identity under which this process claims a synchronous task."""
+    if in_callers_transaction():
+        # No other process sees the task's row before it has ended.
+        yield None
         return
-    # django-q2 saves nothing of a successful task with "save" off that is not cached either.
-    task.update(result=None, save=False, cached=False)
-    if not result.acknowledged:
-        task["ack_id"] = None
+    with processes.this_process().registered() as identity:
+        yield identity
 
 
-post_execute_in_worker.connect(_leave_no_result, dispatch_uid="powercrud_dashboard.leave_no_result")
+class _Run:
+    """One attempt of one task."""
 
+    def __init__(self, call: TaskCall, spec: TaskSpec, worker: str | None = None) -> None:
+        self._spec = spec
+        self._worker = worker
+        self._task_name = call.task_name
+        self._name = call.name
+        self._is_sync = call.sync
+        #: When the task was claimed, by the database's clock.
+        self._started_at: datetime | None = None
+        self._manager: Any = None
+        self._unrecorded_start: list[lifecycle.Event] = []
 
-#: The task whose end this process has recorded last.
-_recorded_last = ""
-
-
-def _spare_the_hook(sender: object, task: dict[str, Any], **kwargs: Any) -> None:
-    """Keep django-q2's monitor, which saves one task after the other, from looking after one that is through."""
-    if task["name"] == _recorded_last and task.get("hook") == queueing.COMPLETION_HOOK:
-        task["hook"] = None
-
-
-post_execute_in_worker.connect(_spare_the_hook, dispatch_uid="powercrud_dashboard.spare_the_hook")
-
-
-class TaskStopped(RuntimeError):
-    """Tells django-q2 that a task ended in a way that would have ended its worker process as well."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended: the lifecycle event with its payload, and what django-q2 is to see of it."""
-
-    event: str
-    payload: dict[str, Any]
-    result: Any = None
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class TaskCall:
-    """What travels through the queue in place of the function; its text is the function's path."""
-
-    path: str
-    task_name: str
-    manager_class: str
-    manager_config: Mapping[str, Any] | None = None
-    #: Worker arguments whose names django-q2 would take for its own options.
-    shielded_kwargs: dict[str, Any] = field(default_factory=dict)
-    sync: bool = False
-    #: What people read in the place of the path.
-    name: str = ""
-
-    def __str__(self) -> str:
-        return clean_text(self.name or self.path, SHORT)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task if it is still to be run, and return its result.
-
-        A delivery of a task that runs elsewhere, has ended or was cancelled runs nothing.
-        The function's own errors are recorded, then raised for django-q2 to see.
-        """
-        manager = import_string(MANAGER).resolve_manager(self.manager_class, self.manager_config)
+    def go(self, unreadable: UnreadableSpec | None) -> Any:
         tries = count(1)
         try:
-            with nullcontext() if self.sync else kept_connection():
-                active = self._persist(lambda: claim(manager, self.task_name, is_repeated=next(tries) > 1))
+            with self._connection(), _paused_time_limit():
+                active = self._persist(lambda: self._claim(is_repeated=next(tries) > 1))
         except DjangoDatabaseError:
-            logger.exception("Task %s could not be claimed", self.task_name)
+            if self._is_sync:
+                raise
+            logger.exception("Task %s could not be claimed", self._task_name)
+            # It may have been claimed, without an answer.
+            processes.this_process().abandon()
             return NotRun(acknowledged=False)
         if active is None:
-            logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self.task_name)
+            logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self._task_name)
             return NotRun(acknowledged=True)
-        context = self._context(manager, active)
-        with nullcontext() if self.sync else outlasting_termination():
-            ending = self._run(manager, active, context, args, {**kwargs, **self.shielded_kwargs})
+        context = TaskContext(self._task_name, self._manager, writes_at_once=self._is_sync, attempt=active.attempt)
+        context.start_clock(self._started_at)
+        context.resume_at = active.resume_at
+        context.pace.yields_to_stop = active.goes_on and policy.is_requeued_on_stop(active)
+        with ExitStack() as stack:
+            if not self._is_sync:
+                stack.enter_context(defer_sigterm())
+            monitor, ending = self._run(active, context, unreadable)
             self._settle_connections(ending)
-            with nullcontext() if self.sync else kept_connection():
-                if self._record(manager, active, context, ending):
-                    _note_recorded(self.task_name)
+            with self._connection():
+                is_recorded = self._record(active, context, monitor, ending)
+            is_withdrawn = is_recorded and ending.event == "complete" and queue.broker_database() == coordination_db()
+            withdrawn = active.queue_receipt if is_withdrawn else ""
+            note_last_run(self._task_name, active.attempt, is_recorded, withdrawn, ending)
         hooks.drain()
+        if ending.event in requests.GIVES_BACK and is_recorded:
+            # It is no end, of which django-q2 would keep a row.
+            return NotRun(acknowledged=True)
         if ending.error is not None:
-            raise _for_django_q(ending.error, self.path)
+            raise for_django_q(ending.error, self._name)
         return ending.result
 
-    def _context(self, manager: lifecycle.LifecycleManager, active: ActiveTask) -> TaskContext:
-        def take_locks(label: str, ids: Iterable[Any]) -> bool:
-            return locks.reserve(self.task_name, locks.normalise({label: ids})) is not None
+    def _connection(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._is_sync else worker_connection()
 
-        def write_outcome(outcome: ObjectOutcome) -> None:
-            lifecycle.emit(manager, "objects", self.task_name, outcomes=[outcome])
+    # The claim
 
-        if not self.sync:
-            return TaskContext(self.task_name, self.manager_class, take_locks=take_locks, write_outcome=write_outcome)
+    def _claim(self, *, is_repeated: bool) -> ActiveTask | None:
+        """Make the task this process's, if it is queued or its process was lost; else return None.
 
-        def write_report(report: Report) -> None:
-            news = Progress.parse(*report)
-            progress.write(self.task_name, news)
-            lifecycle.emit(
-                manager, "progress", self.task_name, message=news.message, current=news.current, total=news.total
-            )
+        ``is_repeated`` says that the database was asked before and did not answer: it may have granted the claim.
+        """
+        if not self._is_sync:
+            self._worker = processes.this_process().register()
+        for _attempt in range(CLAIM_TRIES):
+            if (active := self._claimed()) is not None:
+                return self._start(active)
+            if self._is_sync or not ActiveTask.objects.all().ready().filter(task_name=self._task_name).exists():
+                break
+            if ActiveTask.objects.all().hold(self._task_name, **self._place):
+                logger.info("Task %s waits: its queue or function is paused", self._task_name)
+                return None
+            # What kept it from starting was resumed in this moment.
+        worker = self._worker
+        mine = ActiveTask.objects.running().filter(task_name=self._task_name, worker=worker)
+        if is_repeated and worker and (active := mine.first()) is not None:
+            return self._start(active)
+        for lost in processes.find_lost(task_name=self._task_name):
+            if not self._is_sync:
+                # Finding them has taken a while, in which the heartbeat may have replaced the identity.
+                worker = self._worker = processes.this_process().register()
+            if lost.cancel_requested_at is not None:
+                # Whoever has cancelled it must not see it run again.
+                facts = {"actor": lost.cancel_requested_by, "attempt": lost.attempt}
+                lifecycle.end_from_outside(registry.manager_of(lost), lost, "cancel", **facts)
+                continue
+            with impatient_transaction():
+                active = ActiveTask.objects.take_over(lost, worker=worker)
+                if active is not None:
+                    # Of the lost attempt, if its worker did not come to record it.
+                    lifecycle.record(registry.manager_of(lost), self._task_name, lifecycle.missing_start(lost))
+            if active is not None:
+                return self._start(active)
+        return None
 
-        def write_log(message: str, level: str) -> None:
-            lifecycle.emit(manager, "log", self.task_name, message=message, level=level)
+    def _claimed(self) -> ActiveTask | None:
+        active = ActiveTask.objects.claim(self._task_name, worker=self._worker, **self._place)
+        if active is None and self._worker is not None and WorkerProcess.objects.is_lost(self._worker):
+            # This process was frozen, for instance.
+            self._worker = processes.this_process().replace(self._worker)
+            active = ActiveTask.objects.claim(self._task_name, worker=self._worker, **self._place)
+        return active
 
-        return TaskContext(
-            self.task_name,
-            self.manager_class,
-            take_locks=take_locks,
-            write_outcome=write_outcome,
-            write_report=write_report,
-            write_log=write_log,
-        )
+    @property
+    def _place(self) -> dict[str, str]:
+        """The queue and the function by which the task may be paused; it is not in the process of its caller."""
+        return {} if self._is_sync else {"queue": queue.current_cluster(), "func": self._name}
+
+    def _start(self, active: ActiveTask) -> ActiveTask:
+        """Call the hooks for the start. It is recorded with the first report or with the end of a short task."""
+        note_last_run(active.task_name, active.attempt, False)
+        self._started_at = by_database(active.started_at)
+        manager = self._manager = registry.manager_of(active)
+        payload = {
+            "attempt": active.attempt,
+            "timestamp": self._started_at,
+            "worker_host": socket.gethostname(),
+            "worker_pid": os.getpid(),
+        }
+        self._unrecorded_start = [("start", payload)]
+        lifecycle.call_hooks(manager, active.task_name, self._unrecorded_start)
+        task_started.send_robust(sender=type(manager), task_name=active.task_name, attempt=active.attempt)
+        return active
+
+    # The function
 
     def _run(
-        self,
-        manager: lifecycle.LifecycleManager,
-        active: ActiveTask,
-        context: TaskContext,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Ending:
+        self, active: ActiveTask, context: TaskContext, unreadable: UnreadableSpec | None
+    ) -> tuple[TaskMonitor, Ending]:
+        interruption = None if self._is_sync else Interruption(context)
+        monitor = TaskMonitor(self._manager, active, context, interruption, self._unrecorded_start)
+        if self._is_sync:
+            monitor.record_start()
         try:
-            interruption = Interruption(context)
             with ExitStack() as surroundings:
                 surroundings.enter_context(running_task(context))
-                if not self.sync:
-                    surroundings.enter_context(reporting(Attendance(manager, active, context, interruption)))
+                if self._worker is not None:
+                    surroundings.enter_context(heartbeat.monitoring(monitor))
                 try:
                     with ExitStack() as limits:
-                        if not self.sync:
-                            limits.enter_context(not_far_beyond_its_time_limit())
+                        if interruption is not None:
+                            limits.enter_context(hard_time_limit())
                             limits.enter_context(interruption)
-                        func = pkgutil.resolve_name(self.path)
-                        available = {"task_key": self.task_name, "manager_class": self.manager_class}
-                        result = func(*args, **{**injected_arguments(func, available), **kwargs})
+                        context.check_cancelled()  # It waits if the heartbeat is overdue.
+                        with contained():
+                            result = self._call(unreadable, active.resume_at)
                 finally:
-                    # From here on neither a cancel request nor the time limit must interrupt what records the end.
+                    # From here on neither a cancel request nor the time limit may interrupt the recording of the end.
                     self._disarm_time_limit()
         except TaskCancelled as error:
-            return Ending("cancel", {}, error=error)
+            return monitor, Ending("cancel", {}, error=error)
+        except TaskGivenUp as error:
+            return monitor, Ending("fail", _failure(error, FailureReason.WORKER_LOST), error=error)
+        except TaskPaused as error:
+            return monitor, Ending("pause", {}, error=error)
+        except SliceEnded as error:
+            return monitor, Ending("slice", {}, error=error)
         except ClusterStopping as error:
-            return Ending("fail", _failure(error, FailureReason.CLUSTER_STOPPED), error=error)
+            return monitor, Ending("fail", _failure(error, FailureReason.CLUSTER_STOPPED), error=error)
         except TimeoutException as error:
-            return Ending("fail", _failure(error, FailureReason.TIMEOUT), error=error)
+            return monitor, Ending("fail", _failure(error, FailureReason.TIMEOUT), error=error)
         except BaseException as error:
-            # Also SystemExit and KeyboardInterrupt of the function, which would end the worker unrecorded.
-            return Ending("fail", _failure(error, FailureReason.ERROR), error=error)
-        result = result if self.sync else _picklable(result, context)
-        return Ending("complete", {"result": result}, result=result)
+            # SystemExit and KeyboardInterrupt of the function too, which would end the worker unrecorded.
+            return monitor, Ending("fail", _failure(error, FailureReason.ERROR), error=error)
+        result = result if self._is_sync else _picklable(result, context)
+        return monitor, Ending("complete", {"result": result}, result=result)
+
+    def _call(self, unreadable: UnreadableSpec | None, resume_at: int) -> Any:
+        if unreadable is not None:
+            raise unreadable
+        spec = self._spec
+        func = self._manager.wrap_function(pkgutil.resolve_name(spec.func))
+        available = {
+            **INJECTED,
+            "task_key": self._task_name,
+            "manager_class": self._manager.manager_class_path,
+            "resume_at": resume_at,
+        }
+        with savepoints_in_open_transactions():
+            try:
+                return calls.call(func, *spec.args, **{**accepted_arguments(func, available), **spec.kwargs})
+            except AllObjectsFailed as error:
+                # Nothing is to be undone, and the outcomes of the objects are to stay.
+                failure = error
+        raise failure
 
     def _disarm_time_limit(self) -> None:
-        if not self.sync and hasattr(signal, "alarm") and threading.current_thread() is threading.main_thread():
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if not self._is_sync and hasattr(signal, "alarm") and is_main_thread:
             signal.alarm(0)
 
     def _settle_connections(self, ending: Ending) -> None:
-        """Leave no connection in the state that an interruption or the function left it in."""
-        if self.sync:
+        """Close connections that an interruption or the function may have left in the middle of something."""
+        if self._is_sync:
             return
         interrupted = ending.error is not None and not isinstance(ending.error, Exception)
         for connection in connections.all(initialized_only=True):
             if interrupted or connection.in_atomic_block or not connection.autocommit:
-                # Django keeps a connection that was closed in a transaction unusable; a new one takes its place.
+                # Django keeps a connection that was closed in a transaction unusable: it is replaced.
                 connection.close()
                 del connections[connection.alias]
 
-    def _record(
-        self, manager: lifecycle.LifecycleManager, active: ActiveTask, context: TaskContext, ending: Ending
-    ) -> bool:
+    # The end
+
+    def _record(self, active: ActiveTask, context: TaskContext, monitor: TaskMonitor, ending: Ending) -> bool:
         """Record the end. Return whether there is nothing left to do."""
-        payload = {**ending.payload, "attempt": active.attempt, "log_lines": list(context.drain_log())}
+        # Before the end, also where the loop of the last report was not left in order.
+        reported_at = context.reported_at
+        payload = {**ending.payload, "attempt": active.attempt, "started_at": self._started_at}
+        payload.update(ran_before=active.ran_before, timestamp=context.now(), in_caller=self._is_sync)
+        if ending.event in (*requests.GIVES_BACK, "fail"):
+            payload["resume_at"] = context.items_done
         if context.outcomes:
             payload["outcome_counts"] = dict(context.outcomes)
+        news: Progress | None = None
         if (report := context.latest_report()) is not None:
-            last = Progress.parse(*report)
-            payload.update(message=last.message, current=last.current, total=last.total)
+            news = Progress.parse(*report)
+            payload.update(news.as_payload())
+        is_new = not self._is_sync and news != monitor.written
+        earlier = reported_events(context.take_log(), news if is_new else None, reported_at)
         try:
             if ending.event == "cancel":
                 payload["actor"] = self._persist(lambda: _canceller(active))
-            if self._persist(lambda: self._end(manager, active, ending, payload)):
+            start = monitor.unrecorded_start()
+            tries = count(1)
+            full = {**payload, "earlier": earlier, "unrecorded": start}
+            if self._persist(lambda: self._end(active, ending, full, is_repeated=next(tries) > 1)):
                 return True
-            if ActiveTask.objects.tasks().filter(task_name=self.task_name).exists():
-                logger.warning("Task %s has passed to another worker; this end is not recorded", self.task_name)
+            if ActiveTask.objects.tasks().filter(task_name=self._task_name).exists():
+                logger.warning("Task %s has passed to another worker; this end is not recorded", self._task_name)
                 return True
-            # It was given up meanwhile, its locks are gone. What really happened is still worth knowing.
-            self._persist(lambda: lifecycle.emit(manager, ending.event, self.task_name, late=True, **payload))
-        except DjangoDatabaseError:
-            # django-q2's monitor, or cleanup, will end the task from what django-q2 saved.
-            logger.exception("The end of task %s could not be recorded", self.task_name)
+            # It was given up meanwhile, and its locks were released. How it really ended is still recorded.
+            late = [*earlier, (ending.event, {**payload, "late": True})]
+            self._persist(lambda: lifecycle.emit_all(self._manager, self._task_name, late))
+        except Exception:
+            # django-q2's monitor ends the task from what django-q2 saves of it.
+            logger.exception("The end of task %s could not be recorded", self._task_name)
+            if not self._is_sync:
+                # If the monitor can't either, the task is lost with this identity.
+                processes.this_process().abandon()
             return False
         return True
 
-    @staticmethod
-    def _end(manager: lifecycle.LifecycleManager, active: ActiveTask, ending: Ending, payload: dict[str, Any]) -> bool:
+    def _end(self, active: ActiveTask, ending: Ending, payload: dict[str, Any], *, is_repeated: bool) -> bool:
+        """End the task. ``is_repeated`` says that the database was asked before and did not answer."""
+        if ending.event in requests.GIVES_BACK:
+            return requests.give_worker_back(self._manager, active, **payload)
+        if is_repeated and lifecycle.has_ended_so(active, ending.event):
+            # It did so nevertheless, but nobody was told.
+            events: dict[str, Any] = {name: value for name, value in payload.items() if name != "unrecorded"}
+            lifecycle.tell_of_end(self._manager, active, ending.event, **events)
+            return True
         if ending.error is not None and ending.event == "fail":
-            return failing.fail(manager, active, type(ending.error), **payload)
-        return lifecycle.end(manager, active, ending.event, may_have_reported="message" in payload, **payload)
+            return policy.fail(self._manager, active, kind_of(ending.error), is_repeated=is_repeated, **payload)
+        return lifecycle.end(self._manager, active, ending.event, **payload)
 
     def _persist(self, operation: Callable[[], Answer]) -> Answer:
-        """Do what needs the database, again if need be: it may be away or locked for a while."""
+        """Do what needs the database, repeatedly if need be: it may be away or locked for a while."""
         for delay in DATABASE_RETRY_DELAYS:
             try:
                 return operation()
             except (OperationalError, InterfaceError):
                 connection = connections[coordination_db()]
-                if self.sync or connection.in_atomic_block:
+                is_callers = connection.in_atomic_block or (self._is_sync and not connection.autocommit)
+                # Whoever launches a synchronous task that could not be claimed can do so again.
+                if is_callers or (self._is_sync and self._started_at is None):
                     raise
                 logger.warning("The database did not answer; trying again in %s s", delay, exc_info=True)
                 connection.close()
@@ -277,59 +369,18 @@ class TaskCall:
         return operation()
 
 
-def claim(manager: lifecycle.LifecycleManager, task_name: str, *, is_repeated: bool = False) -> ActiveTask | None:
-    """Make the task this process's, if it is queued or its worker was lost; else return None.
-
-    ``is_repeated`` says that the database was asked just now and did not answer: it may have
-    granted the claim all the same.
-    """
-    host, pid = this_worker()
-    with write_transaction():
-        if (active := ActiveTask.objects.claim_pending(task_name, host=host, pid=pid)) is not None:
-            return _begin(manager, active)
-        if is_repeated and (mine := _claimed_just_now(task_name, host, pid)):
-            return mine
-    if (lost := _lost_run_of(task_name)) is None:
-        return None
-    with write_transaction():
-        if (active := ActiveTask.objects.take_over(lost, host=host, pid=pid)) is not None:
-            return _begin(manager, active)
-    return None
-
-
-def _begin(manager: lifecycle.LifecycleManager, active: ActiveTask) -> ActiveTask:
-    lifecycle.emit(
-        manager,
-        "start",
-        active.task_name,
-        attempt=active.attempt,
-        worker_host=active.worker_host,
-        worker_pid=active.worker_pid,
-    )
-    transaction.on_commit(
-        lambda: task_started.send_robust(sender=type(manager), task_name=active.task_name, attempt=active.attempt),
-        using=coordination_db(),
-    )
-    return active
-
-
-def _note_recorded(task_name: str) -> None:
-    global _recorded_last
-    _recorded_last = task_name
-
-
-def _claimed_just_now(task_name: str, host: str, pid: int) -> ActiveTask | None:
-    claimed = ActiveTask.objects.all().claimed_by(host=host, pid=pid, within=2 * sum(DATABASE_RETRY_DELAYS))
-    return claimed.filter(task_name=task_name).first()
-
-
-def _lost_run_of(task_name: str) -> ActiveTask | None:
-    """Return the task if another worker has begun it and is lost."""
-    running = ActiveTask.objects.running().filter(task_name=task_name).first()
-    if running is None or not is_lost(running):
-        return None
-    # Outside of a transaction: on SQLite nobody could show life in the meantime.
-    return next(iter(stay_silent([running])), None)
+@contextmanager
+def _paused_time_limit() -> Iterator[None]:
+    """Let django-q2's time limit not interrupt the block, whose time counts nevertheless."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not (hasattr(signal, "alarm") and is_main_thread) or not (remaining := signal.alarm(0)):
+        yield
+        return
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        signal.alarm(max(1, remaining - int(time.monotonic() - began)))
 
 
 def _canceller(active: ActiveTask) -> Any:
@@ -339,38 +390,29 @@ def _canceller(active: ActiveTask) -> Any:
 
 def _failure(error: BaseException, reason: FailureReason) -> dict[str, Any]:
     kind = type(error)
-    # The first entry is this module's own call of the function.
-    where = error.__traceback__.tb_next if error.__traceback__ else None
-    text = clean_text(error, LONG)
+    # The first entries are this package's own calls, unless it is to blame itself.
+    where = error.__traceback__
+    while where is not None and where.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        where = where.tb_next
+    where = where or error.__traceback__
+    text = error_text(error, LONG)
     return {
         "reason": reason.value,
         "error": text,
         "result": text,
         "exception_class": f"{kind.__module__}.{kind.__qualname__}",
-        "traceback": clean_text("".join(traceback.format_exception(kind, error, where)), LONG),
+        "traceback": traceback_text(error, where),
     }
 
 
-def _for_django_q(error: BaseException, path: str) -> BaseException:
-    """Return what to raise in django-q2's worker.
-
-    It survives only an Exception that can be printed, and its own time limit.
-    """
-    if isinstance(error, Exception | TimeoutException) and is_printable(error):
-        return error
-    stopped = TaskStopped(f"{path} was stopped by {type(error).__name__}: {clean_text(error, LONG)}")
-    stopped.__cause__ = error
-    return stopped
-
-
 def _picklable(result: Any, context: TaskContext) -> Any:
-    """Return the result, or its description if it can't travel to django-q2's monitor."""
+    """Return the result, or its description if it can't be sent to django-q2's monitor."""
     try:
         size = len(pickle.dumps(result))
     except Exception as error:
-        context.log(f"The result can't be pickled ({error}); its description is kept instead.", "warning")
+        context.log(f"The result can't be pickled ({error_summary(error)}); its description is kept.", "warning")
         return describe(result, LONG)
-    if size > RESULT_AT_MOST:
-        context.log(f"The result takes {size} bytes; its description is kept instead.", "warning")
+    if size > MAX_RESULT_SIZE:
+        context.log(f"The result takes {size} bytes; its description is kept.", "warning")
         return describe(result, LONG)
     return result

@@ -83,6 +83,9 @@ def _spread(timing: dict[str, float], scale: float, unit: str) -> str:
 
 def _ratios(timings: dict[str, dict[str, float]]) -> str:
     """Say how many times the first of a pair takes as long as the other."""
+    if (best := timings.get("all prepared")) is not None:
+        gains = {name: it["median"] / best["median"] for name, it in timings.items() if it is not best}
+        return ", ".join(f"{name} {_number(gain)}" for name, gain in gains.items())
     pairs = (
         ("ours", "bare"),
         ("peer", "bare"),

@@ -16,15 +16,18 @@ from typing import Any
 
 import django
 
-from tests.benchmarks import memory, pruning, visitors
+from tests.benchmarks import insights, memory, pruning, statements, visitors
 from tests.benchmarks.parts import LIST, WORK, cluster, empty_queue, line
 
 #: People that are tried in turn.
 CROWDS = (200, 100, 50, 25)
 #: The share of the records that is pruned: with one writer more would take too long.
 PRUNED = {"sqlite": 0.05, "postgresql": 0.5}
-#: Tasks after which a cluster is taken to be in full swing.
+#: Tasks after which a cluster is taken to run at its full speed.
 FIRST_TASKS = 20
+#: Tasks of one measurement of throughput, and how often each package is measured.
+THROUGHPUT_TASKS = 300
+THROUGHPUT_ROUNDS = 5
 OURS = "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"
 PEER = "tests.benchmarks.peer.manager.PeerManager"
 LABEL = "peer.peerrecord"
@@ -56,10 +59,13 @@ def main() -> None:
         }
         if settings.ENVIRONMENT != "postgresql-redis":
             wanted["pages"] = lambda: pages(options.records)
+            wanted["insights"] = lambda: insights.insights(options.records)
             wanted["visitors"] = lambda: visitors.visitors(crowds=CROWDS)
             wanted["pruning"] = lambda: pruning.pruning(options.records, PRUNED[settings.ENVIRONMENT])
             wanted["large_launch"] = lambda: large_launch(options.records)
         wanted["memory"] = memory.memory
+        if "statements" in options.only and settings.ENVIRONMENT != "postgresql-redis":
+            wanted["statements"] = statements.statements
         for name, measure in wanted.items():
             if options.only and name not in options.only:
                 continue
@@ -209,7 +215,15 @@ def _wait_until_count(model: Any, **which: Any) -> None:
 
 
 def throughput() -> Iterator[dict[str, Any]]:
-    """Tasks that are queued already, through a cluster with two workers, until all is recorded that will be."""
+    """Tasks that are queued already, through a cluster with two workers, until all is recorded."""
+    from django.db import connection
+
+    yield _through_cluster("one task through a cluster")
+    if connection.vendor == "postgresql":
+        yield _through_cluster("one task through a cluster, connections kept", PCRUD_BENCH_CONN_MAX_AGE="600")
+
+
+def _through_cluster(what: str, **environment: str) -> dict[str, Any]:
     from django_q.models import Task
 
     from powercrud_dashboard.models import TaskRecord
@@ -223,25 +237,24 @@ def throughput() -> Iterator[dict[str, Any]]:
         "ours": TaskRecord.objects.completed(),
         "peer": PeerRecord.objects.exclude(completed_at=None),
     }
-    count = 200
     rates: dict[str, list[float]] = {"bare": [], "ours": [], "peer": []}
-    for _ in range(3):
+    for _ in range(THROUGHPUT_ROUNDS):
         for name, launch in _launchers(manager, peer).items():
             empty_queue()
             earlier = recorded[name].count()
-            for _number in range(count):
+            for _number in range(THROUGHPUT_TASKS):
                 launch()
 
             def done(name: str = name, earlier: int = earlier) -> int:
                 return min(Task.objects.count(), recorded[name].count() - earlier)
 
-            with cluster():
-                # A cluster's start is no part of it.
+            with cluster(**environment):
+                # A cluster's start is not part of it.
                 wait_until(lambda: done() >= FIRST_TASKS, f"the first tasks end ({name})", 120)
                 start, first = time.perf_counter(), done()
-                wait_until(lambda: done() >= count, f"{count} tasks end ({name})", 120)
-                rates[name].append((time.perf_counter() - start) / (count - first))
-    yield line("one task through a cluster", "ms", {name: of(seconds) for name, seconds in rates.items()})
+                wait_until(lambda: done() >= THROUGHPUT_TASKS, f"all tasks end ({name})", 120)
+                rates[name].append((time.perf_counter() - start) / (THROUGHPUT_TASKS - first))
+    return line(what, "ms", {name: of(seconds) for name, seconds in rates.items()})
 
 
 def pages(records: int) -> Iterator[dict[str, Any]]:

@@ -41,14 +41,14 @@ def _worker(launch: Callable[[], object], apps: str) -> tuple[float, float]:
     """Return what a worker takes, and what of it is its own."""
     from django_q.models import Task
 
-    from powercrud_dashboard import queueing
+    from powercrud_dashboard.q2 import queue
 
     empty_queue()
     with cluster(PCRUD_BENCH_APPS=apps) as process:
         for _ in range(TASKS):
             launch()
         wait_until(lambda: Task.objects.count() >= TASKS, "the tasks end", 120)
-        workers = [pid for state in queueing.clusters() if state.pid == process.pid for pid in state.workers]
+        workers = [pid for state in queue.clusters() if state.pid == process.pid for pid in state.workers]
         sizes = [_sizes(pid) for pid in workers]
     return (
         statistics.mean(size["Rss"] for size in sizes),

@@ -43,10 +43,11 @@ def empty_queue() -> None:
     from django_q.brokers import get_broker
     from django_q.models import Task
 
-    from powercrud_dashboard.models import ActiveTask, ConflictLock
+    from powercrud_dashboard.models import ActiveTask, ConflictLock, WorkerProcess
 
     get_broker().purge_queue()
     ConflictLock.objects.all()._raw_delete("default")
     ActiveTask.objects.all()._raw_delete("default")
+    WorkerProcess.objects.all()._raw_delete("default")
     Task.objects.all()._raw_delete("default")
     cache.clear()

@@ -26,7 +26,7 @@ def pruning(records: int, share: float) -> Iterator[dict[str, Any]]:
     """A launch every few milliseconds, without and with a prune of this share of the records beside it."""
     from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
     from powercrud_dashboard.models import TaskRecord
-    from powercrud_dashboard.models.status import FINISHED
+    from powercrud_dashboard.models.statuses import FINISHED
 
     manager = DashboardAsyncManager()
     oldest_first = TaskRecord.objects.order_by("created_at").values_list("created_at", flat=True)

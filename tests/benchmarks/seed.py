@@ -32,6 +32,8 @@ FUNCTIONS = {
     "billing.tasks.send_invoices": 14,
     "billing.tasks.close_year": 1,
 }
+#: How many of a hundred tasks have which status.
+STATUSES = {"pending": 0.2, "in_progress": 0.1, "success": 92, "failed": 6, "cancelled": 2}
 PEOPLE = ("anna.arnold", "bert.berger", "carla.cohn", "doris.dietz")
 ERRORS = (
     ("builtins.ValueError", "row {} of catalogue {} has no price"),
@@ -163,11 +165,11 @@ def _batches(count: int, chance: random.Random) -> Iterator[list]:
 
 
 def _record(number: int, created_at, chance: random.Random, functions: list[str], weights: list[int]):
-    from powercrud_dashboard.models import FailureReason, TaskRecord, TaskStatus
-    from powercrud_dashboard.models.text import message_pattern
+    from powercrud_dashboard.models import FailureReason, Resolution, TaskRecord, TaskStatus
+    from powercrud_dashboard.text import message_pattern
 
     func = chance.choices(functions, weights)[0]
-    status = chance.choices(list(TaskStatus), [0.2, 0.1, 92, 6, 2])[0]
+    status = TaskStatus(chance.choices(list(STATUSES), list(STATUSES.values()))[0])
     objects = [chance.randrange(200_000) for __ in range(chance.choice([0, 1, 1, 2, 3]))]
     record = TaskRecord(
         task_name=f"seeded-{number}",
@@ -193,6 +195,8 @@ def _record(number: int, created_at, chance: random.Random, functions: list[str]
         record.error = text.format(chance.randrange(10_000), chance.randrange(100))
         record.error_pattern = message_pattern(record.exception_class, record.error, 255)
         record.failure_reason = FailureReason.ERROR
+        record.resolution = chance.choices(list(Resolution), [15, 80, 5])[0]
+        record.superseded = record.resolution == Resolution.OPEN and chance.random() < 0.1
         record.traceback = "Traceback (most recent call last):\n" * 20
     return record
 

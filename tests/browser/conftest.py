@@ -6,11 +6,20 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
-from playwright.sync_api import Browser, Page, sync_playwright
+from django.utils import timezone
+from django_q.models import Schedule
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.models.changes import RecordChange
 from tests import services
+from tests.testapp import tasks
+from tests.workers import claimed_elsewhere
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+# Whatever a page is expected to show may take a busy machine longer than Playwright's 5 seconds.
+expect.set_options(timeout=60_000)
 
 #: Tells the test, from each document, of what the Content-Security-Policy has stopped.
 REPORT_VIOLATIONS = """
@@ -33,7 +42,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page_of(browser: Browser, live_server: Any, client_of: Any) -> Iterator[Callable[[User], Page]]:
+def tolerated() -> list[str]:
+    """Texts in complaints of the browser that a test provokes; browsers ask every site for its icon."""
+    return ["404"]
+
+
+@pytest.fixture
+def page_of(
+    browser: Browser, live_server: Any, client_of: Any, tolerated: list[str]
+) -> Iterator[Callable[[User], Page]]:
     """Open a page as this person; what the browser, or its policy, complains of fails the test."""
     contexts = []
     complaints: list[str] = []
@@ -53,8 +70,30 @@ def page_of(browser: Browser, live_server: Any, client_of: Any) -> Iterator[Call
     yield open_page
     for context in contexts:
         context.close()
-    # Browsers ask every site for its icon, which the tests have none of.
-    assert [complaint for complaint in complaints if "404" not in complaint] == []
+    assert [complaint for complaint in complaints if not any(text in complaint for text in tolerated)] == []
+
+
+@pytest.fixture
+def busy(manager, record_of, make_projects, superuser) -> dict[str, int]:
+    """Tasks in each status, with objects, locks, progress, a retry and a schedule."""
+    projects = make_projects(3)
+    names = {}
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task(tasks.fail, task_key="failed", user=superuser, sync=True)
+    names["retried"] = manager.retry_task("failed", user=superuser)
+    names["queued"] = manager.launch_async_task(tasks.add, 1, affected_objects=projects[:1], user=superuser)
+    names["running"] = manager.launch_async_task(
+        tasks.add, 2, affected_objects=projects, conflict_ids={"testapp.Project": projects}, user=superuser
+    )
+    claimed_elsewhere(names["running"], host="worker-1", pid=4711)
+    TaskRecord.objects.change(names["running"], RecordChange.started(attempt=1))
+    manager.update_progress(names["running"], "Step 2/5: cutting")
+    names["completed"] = manager.launch_async_task(tasks.add, 3, sync=True)
+    names["cancelled"] = manager.launch_async_task(tasks.add, 4)
+    manager.cancel_task(names["cancelled"], user=superuser)
+    manager.launch_async_task(tasks.add, 5, group="trio", affected_objects=projects, user=superuser)
+    Schedule.objects.create(func="tests.testapp.tasks.add", args="1", name="nightly", next_run=timezone.now())
+    return {label: record_of(name).pk for label, name in {**names, "failed": "failed"}.items()}
 
 
 @pytest.fixture

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from django.utils import timezone
-from django_q.models import Schedule
 from playwright.sync_api import Page, expect
 
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
-from tests.testapp import tasks
+from powercrud_dashboard.models import ConflictLock
 from tests.testapp.models import Project
 
 pytestmark = [pytest.mark.browser, pytest.mark.markup, pytest.mark.django_db(transaction=True)]
@@ -22,43 +19,23 @@ DJANGOS = (".breadcrumbs",)
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 
 
-def serious_violations(page: Page, *, but_for: tuple[str, ...] = ()) -> list[str]:
-    """Return what axe-core finds of serious or critical impact, and where; ``but_for`` are selectors to leave out."""
+def serious_violations(page: Page, *, within: tuple[str, ...] = (), but_for: tuple[str, ...] = ()) -> list[str]:
+    """Return what axe-core finds of serious or critical impact, and where.
+
+    ``within`` are selectors of what to look at, the whole page if empty; ``but_for`` are those to leave out.
+    """
     # As the browser's debugger does it, which the page's Content-Security-Policy does not apply to.
     page.evaluate(AXE.read_text())
     # Without its preloading: that copies stylesheets into the page, which the policy does not let it.
-    found = page.evaluate(
-        "(but_for) => axe.run({exclude: but_for}, {preload: false, resultTypes: ['violations']})", list(but_for)
-    )
+    there = [selector for selector in within if page.locator(selector).count()]
+    context = {"exclude": list(but_for), **({"include": there} if within else {})}
+    found = page.evaluate("(context) => axe.run(context, {preload: false, resultTypes: ['violations']})", context)
     return [
         f"{violation['id']}: {violation['help']}: {node['html'][:200]} {node.get('failureSummary', '')}"
         for violation in found["violations"]
         if violation["impact"] in ("serious", "critical")
         for node in violation["nodes"]
     ]
-
-
-@pytest.fixture
-def busy(manager, record_of, make_projects, superuser) -> dict[str, int]:
-    """Tasks in each status, with objects, locks, progress, a retry and a schedule."""
-    projects = make_projects(3)
-    names = {}
-    with pytest.raises(ValueError, match="it broke"):
-        manager.launch_async_task(tasks.fail, task_key="failed", user=superuser, sync=True)
-    names["retried"] = manager.retry_task("failed", user=superuser)
-    names["queued"] = manager.launch_async_task(tasks.add, 1, affected_objects=projects[:1], user=superuser)
-    names["running"] = manager.launch_async_task(
-        tasks.add, 2, affected_objects=projects, conflict_ids={"testapp.Project": projects}, user=superuser
-    )
-    ActiveTask.objects.claim_pending(names["running"], host="worker-1", pid=4711)
-    TaskRecord.objects.record_start(names["running"], attempt=1)
-    manager.update_progress(names["running"], "Step 2/5: cutting")
-    names["completed"] = manager.launch_async_task(tasks.add, 3, sync=True)
-    names["cancelled"] = manager.launch_async_task(tasks.add, 4)
-    manager.cancel_task(names["cancelled"], user=superuser)
-    manager.launch_async_task(tasks.add, 5, group="trio", affected_objects=projects, user=superuser)
-    Schedule.objects.create(func="tests.testapp.tasks.add", args="1", name="nightly", next_run=timezone.now())
-    return {label: record_of(name).pk for label, name in {**names, "failed": "failed"}.items()}
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -68,7 +45,8 @@ def looked_at(request, page):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "?status=failed", "?q=nothing&task=other", "failures/", "locks/", "cluster/", "groups/trio/"]
+    "address",
+    ["", "?status=failed", "?q=nothing&task=other", "failures/", "locks/", "cluster/", "groups/trio/", "insights/"],
 )
 def test_the_lists(looked_at, busy, address):
     looked_at.goto(LIST + address)
@@ -93,13 +71,13 @@ def test_the_forms_and_questions(looked_at, busy):
     expect(page.get_by_text("Enter a valid JSON.")).to_be_visible()
     assert serious_violations(page) == []
     page.goto(LIST)
-    page.get_by_label("All 7 that match").check()
+    page.get_by_label("All 7 matching tasks").check()
     with page.expect_event("load"):
         page.locator("#pcrud-bulk-delete").click()
-    expect(page.get_by_role("button", name="Yes, I'm sure")).to_be_visible()
+    expect(page.locator(".delete-confirmation input[type=submit]")).to_be_visible()
     assert serious_violations(page) == []
     with page.expect_event("load"):
-        page.get_by_role("button", name="Yes, I'm sure").click()
+        page.locator(".delete-confirmation input[type=submit]").click()
     expect(page.locator(".messagelist")).to_be_visible()
     assert serious_violations(page) == []
 
@@ -136,19 +114,31 @@ def test_the_empty_list_and_the_admins_index(looked_at):
     assert serious_violations(looked_at) == []
 
 
+@pytest.mark.parametrize("language", ["en", "de"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize(
     "address", ["", "failures/", "locks/", "cluster/", "groups/trio/", "{failed}/change/", "{running}/change/"]
 )
-def test_nothing_is_cut_off(page, busy, width, address):
+def test_nothing_is_cut_off(page, busy, width, address, settings, language):
+    settings.LANGUAGE_CODE = language
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(LIST + address.format_map(busy))
     wider_than_their_place = page.evaluate("""
         [...document.querySelectorAll("#content, #content *:not(pre, progress, .pcrud-code)")]
           .filter((element) => element.clientWidth > 1 && element.scrollWidth > element.clientWidth + 1)
+          .filter((element) => element.checkVisibility() && getComputedStyle(element).textOverflow !== "ellipsis")
           .map((element) => `${element.tagName}.${element.className}: ${element.scrollWidth} > ${element.clientWidth}`)
     """)
     assert wider_than_their_place == []
+
+
+@pytest.mark.parametrize("address", ["", "failures/", "locks/", "cluster/", "groups/trio/", "{running}/change/"])
+def test_no_page_scrolls_sideways_with_text_of_twice_the_size(page, busy, address):
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(LIST + address.format_map(busy))
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert page.evaluate("document.querySelector('#main').scrollWidth") <= 1280
 
 
 def test_the_check_can_fail(page):

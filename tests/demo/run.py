@@ -39,6 +39,7 @@ def serve(processes: Processes) -> None:
     """Set the demo up and start it; return when one of its processes has ended by itself."""
     manage("migrate", "--verbosity", "0")
     manage("load_inventory")
+    manage("load_history")
     manage("pcrud_schedule_cleanup")
     port = int(os.environ.get("PORT", 0)) or free_port()
     started = [

@@ -1,6 +1,8 @@
 """Screenshots of each page, with the demo's own tasks: those of the documentation, or of every state and look.
 
     python -m tests.demo.screenshots                    docs/images, as the documentation shows them
+    python -m tests.demo.screenshots --only insights    docs/images, this one
+    python -m tests.demo.screenshots --theme unfold     docs/images, those in a theme
     python -m tests.demo.screenshots --all DIRECTORY    1280 and 390 pixels wide, light and dark
 
 Runs on a fresh database with a real cluster and web server. Needs Chromium and the ``test`` dependency group.
@@ -31,7 +33,15 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 WIDTHS = {"wide": (1280, 800), "phone": (390, 844)}
 SCHEMES = ("light", "dark")
 #: In the documentation: each page wide and light, and these as well.
-ALSO_IN_DOCS = (("tasks-busy", "wide", "dark"), ("tasks-busy", "phone", "light"))
+ALSO_IN_DOCS = (
+    *(("tasks-busy", "wide", "dark"), ("tasks-busy", "phone", "light")),
+    *(("insights", "wide", "dark"), ("insights", "phone", "light")),
+)
+#: In the documentation in a theme: what fits into the window.
+IN_DOCS_IN_THEMES = {
+    "unfold": (("tasks-busy", "wide", "dark"), ("changelist", "wide", "light")),
+    "jazzmin": (("task-running", "wide", "light"),),
+}
 #: States that differ from a page's usual one, for reviews only.
 NOT_IN_DOCS = ("confirm-error", "tasks-empty", "failures-empty", "edit-error", "task-queued", "tasks-filtered")
 DEADLINE = 60
@@ -41,11 +51,14 @@ TASKS = "/admin/powercrud_dashboard/taskrecord/"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--theme", choices=["unfold", "jazzmin"], default="", help="in this theme, if it is installed")
+    parser.add_argument("--only", nargs="*", default=[], help="names of pages, such as insights")
     parser.add_argument("--all", action="store_true", help="every state, width and colour scheme")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pcrud-shots-") as data, Processes() as processes:
         os.environ["PCRUD_DEMO_DATA"] = data
+        os.environ["PCRUD_DEMO_THEME"] = options.theme
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.demo.settings"
         # Playwright's synchronous API runs an event loop in this thread, from which Django keeps its ORM.
         os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
@@ -56,7 +69,9 @@ def main() -> None:
         processes.start("runserver", f"127.0.0.1:{port}", "--noreload", quiet=True)
         wait_until(lambda: _answers(port), "the web server runs")
         with pages(f"http://127.0.0.1:{port}", everything=options.all) as opened:
-            Tour(opened, options.directory, options.all).take(lambda: processes.start("qcluster", quiet=True))
+            Tour(opened, options.directory, options.all, options.theme, options.only).take(
+                lambda: processes.start("qcluster", quiet=True)
+            )
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
@@ -98,10 +113,10 @@ def _logged_in(browser: Browser, address: str, width: str, scheme: Any) -> Page:
     # Nothing moves while it is looked at.
     context.add_cookies([{"name": "pcrud_refresh", "value": "0", "url": address}])
     page = context.new_page()
-    page.goto("/admin/login/")
-    page.get_by_label("Username:").fill(USERNAME)
-    page.get_by_label("Password:").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
+    page.goto("/admin/")
+    page.locator("[name=username]").fill(USERNAME)
+    page.locator("[name=password]").fill(PASSWORD)
+    page.locator("[name=password]").press("Enter")
     page.wait_for_url("**/admin/")
     return page
 
@@ -115,10 +130,19 @@ def _without_paths_of_this_machine(record: Any) -> None:
 class Tour:
     """Goes through the pages while the demo's tasks run, and takes a picture of each."""
 
-    def __init__(self, opened: dict[tuple[str, str], Page], directory: Path, everything: bool) -> None:
+    def __init__(
+        self,
+        opened: dict[tuple[str, str], Page],
+        directory: Path,
+        everything: bool,
+        theme: str,
+        only: list[str],
+    ) -> None:
         self.opened = opened
         self.directory = directory
         self.everything = everything
+        self.theme = theme
+        self.only = only
 
     def take(self, start_cluster: Callable[[], object]) -> None:
         import django
@@ -176,10 +200,10 @@ class Tour:
             for part in (files[:90], files[100:150], files[150:199])
         ]
 
-        def has_progress(record: Any) -> bool:
-            return bool(manager.describe_progress(record.task_name)["current"])
+        def has_progress(record: Any, least: int = 1) -> bool:
+            return int(manager.describe_progress(record.task_name)["current"] or 0) >= least
 
-        wait_until(lambda: has_progress(slow[0]), "the slow task reports progress")
+        wait_until(lambda: has_progress(slow[0], 15), "the slow task has come some way")
         self.shoot("index", "/admin/")
         self.shoot("tasks-busy", TASKS)
         self.shoot("tasks-filtered", f"{TASKS}?status=failed&q=parsed&within=24h")
@@ -211,6 +235,9 @@ class Tour:
         self.shoot("group", f"{TASKS}groups/{group.group}/")
         for record in TaskRecord.objects.unfinished():
             manager.cancel_task(record.task_name, user=user)
+        manage("load_history")
+        self.shoot("insights", f"{TASKS}insights/")
+        self.shoot("function", f"{TASKS}function/?func=tests.demo.inventory.tasks.mail_report")
 
     def click(self, action: str, rows: list[Any], **more: str) -> None:
         """Run an action of the admin as a click does."""
@@ -224,28 +251,33 @@ class Tour:
 
     def shoot(self, name: str, address: str, act: Callable[[Page], None] | None = None) -> None:
         """Take the picture, in each look that is wanted of it."""
+        if self.only and name not in self.only:
+            return
         for (width, scheme), page in self.opened.items():
-            in_docs = name not in NOT_IN_DOCS and (width, scheme) == ("wide", "light")
-            if not (self.everything or in_docs or (name, width, scheme) in ALSO_IN_DOCS):
+            in_docs = not self.theme and name not in NOT_IN_DOCS and (width, scheme) == ("wide", "light")
+            more = IN_DOCS_IN_THEMES[self.theme] if self.theme else ALSO_IN_DOCS
+            if not (self.everything or in_docs or (name, width, scheme) in more):
                 continue
             page.goto(address)
             if act is not None:
                 act(page)
+            prefix = f"{self.theme}-" if self.theme else ""
             suffix = "" if in_docs and not self.everything else f"-{width}-{scheme}"
-            page.screenshot(path=self.directory / f"{name}{suffix}.png", full_page=True)
+            is_whole = self.everything or not self.theme
+            page.screenshot(path=self.directory / f"{prefix}{name}{suffix}.png", full_page=is_whole)
 
     @staticmethod
     def _choose_action(page: Page) -> None:
         for box in page.locator("input.action-select").all()[:3]:
             box.check()
-        page.get_by_label("Action:").select_option("recompute_checksums")
+        page.locator("select[name=action]").first.select_option("recompute_checksums")
 
     @staticmethod
     def _choose_action_with_form(page: Page) -> None:
         for box in page.locator("input.action-select").all()[:3]:
             box.check()
-        page.get_by_label("Action:").select_option("list_as_csv")
-        page.locator("button[name=index]").click()
+        page.locator("select[name=action]").first.select_option("list_as_csv")
+        page.locator("button[name=index]").first.click()
 
     @classmethod
     def _send_bad_parameters(cls, page: Page) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import django
+
 import powercrud_dashboard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +25,11 @@ STATICFILES_DIRS = [ROOT / "static"] if IN_CHECKOUT else []
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LOGIN_URL = "admin:login"
 
+#: "unfold" or "jazzmin", if that is installed; Django's own look otherwise.
+THEME = os.environ.get("PCRUD_DEMO_THEME", "")
+
 INSTALLED_APPS = [
+    *([THEME] if THEME else []),
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -45,12 +51,13 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "powercrud_dashboard.middleware.TaskNoticesMiddleware",
 ]
 
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [ROOT / "templates"] if IN_CHECKOUT else [],
+        "DIRS": [Path(__file__).with_name("templates"), *([ROOT / "templates"] if IN_CHECKOUT else [])],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -89,4 +96,24 @@ Q_CLUSTER = {
     "log_level": "WARNING",
 }
 
-POWERCRUD_SETTINGS = {"CACHE_NAME": "default"}
+JAZZMIN_UI_TWEAKS = {"default_theme_mode": "auto"}
+
+POWERCRUD_SETTINGS = {"CACHE_NAME": "default", "DASHBOARD_MAIL_AFTER": 60}
+
+# What the tasks log is on their pages; the console of the demo stays quiet.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"tests.demo": {"level": "INFO"}},
+}
+# Mails are files.
+if django.VERSION >= (6, 1):
+    MAILERS = {
+        "default": {
+            "BACKEND": "django.core.mail.backends.filebased.EmailBackend",
+            "OPTIONS": {"file_path": DATA_DIR / "mails"},
+        }
+    }
+else:
+    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    EMAIL_FILE_PATH = DATA_DIR / "mails"

@@ -2,6 +2,7 @@
 
 python -m tests.faults --rounds 200           all lanes, as ``make faults`` does
 python -m tests.faults --lane sqlite-orm --rounds 4 --seed 7
+python -m tests.faults --fault "host frozen" --fault "host cut off" --rounds 4
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-LANES = ("sqlite-orm", "sqlite-redis", "postgresql-orm", "postgresql-redis")
+from tests.faults.fault import LANES
+from tests.faults.hosts import KIND as HOSTS
+from tests.faults.hosts import KINDS, in_namespaces, isolated, kill_what_is_left, kind_of_this_machine
+
 #: Faults that come together in one round.
 AT_ONCE = 4
 
@@ -29,25 +33,30 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200, help="in all, over the lanes")
     parser.add_argument("--seed", type=int, default=None, help="for the same choices again")
     parser.add_argument("--lane", choices=LANES, help="only this one")
+    parser.add_argument("--fault", action="append", default=[], help="only this one, and those named beside it")
+    parser.add_argument("--hosts", choices=KINDS, help="how hosts are made; by default as this machine allows it")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--markdown", type=Path, help="write the table here as well")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     if options.inside:
-        return run_lane(options.lane, options.rounds, seed)
-    return run_lanes([options.lane] if options.lane else list(LANES), options.rounds, seed, options.markdown)
+        return run_lane(options.lane, options.rounds, seed, options.fault)
+    hosts = options.hosts or kind_of_this_machine()
+    return run_lanes([options.lane] if options.lane else list(LANES), options.rounds, seed, hosts, options)
 
 
-def run_lanes(lanes: list[str], rounds: int, seed: int, markdown: Path | None) -> int:
-    print(f"{rounds} rounds on {', '.join(lanes)}; seed {seed}", flush=True)
+def run_lanes(lanes: list[str], rounds: int, seed: int, hosts: str, options: argparse.Namespace) -> int:
+    print(f"{rounds} rounds on {', '.join(lanes)}; hosts by {hosts}; seed {seed}", flush=True)
     # Rounds wait more than they compute.
     with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
         shares = [rounds // len(lanes) + (number < rounds % len(lanes)) for number in range(len(lanes))]
-        reports = list(pool.map(lambda lane, share: _in_its_own_process(lane, share, seed), lanes, shares))
+        reports = list(
+            pool.map(lambda lane, share: _in_its_own_process(lane, share, seed, hosts, options.fault), lanes, shares)
+        )
     table = summary([line for report in reports for line in report])
     print(table)
-    if markdown:
-        markdown.write_text(table)
+    if options.markdown:
+        options.markdown.write_text(table)
     done = sum(1 for report in reports for line in report)
     broken = [line for report in reports for line in report if line["broken"]]
     for line in broken:
@@ -60,7 +69,7 @@ def run_lanes(lanes: list[str], rounds: int, seed: int, markdown: Path | None) -
     return 1 if broken or done != rounds else 0
 
 
-def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
+def _in_its_own_process(lane: str, rounds: int, seed: int, hosts: str, faults: list[str]) -> list[dict]:
     with tempfile.TemporaryDirectory(prefix="pcrud-faults-", ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o755)
         environment = {
@@ -68,11 +77,13 @@ def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
             "DJANGO_SETTINGS_MODULE": "tests.settings.faults",
             "PCRUD_FAULTS_LANE": lane,
             "PCRUD_TEST_STATE": state,
+            HOSTS: hosts,
             "PYTHONPATH": os.pathsep.join([os.getcwd(), f"{state}/modules"]),
         }
         command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--inside", "--lane", lane]
         command += ["--rounds", str(rounds), "--seed", str(seed)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        command += [f"--fault={name}" for name in faults]
+        with subprocess.Popen(isolated(hosts, command), env=environment, stdout=subprocess.PIPE, text=True) as process:
             report = []
             for text in process.stdout:
                 line = json.loads(text)
@@ -80,19 +91,19 @@ def _in_its_own_process(lane: str, rounds: int, seed: int) -> list[dict]:
                 mark = "BROKEN" if line["broken"] else "held"
                 print(f"{lane} {line['round']}: {mark} in {line['seconds']} s: {', '.join(line['faults'])}", flush=True)
                 print(*line["broken"], sep="\n", flush=True)
+        kill_what_is_left(Path(state))
         if process.returncode:
             print(f"{lane} ended with exit code {process.returncode} after {len(report)} rounds", flush=True)
         return report
 
 
-def run_lane(lane: str, rounds: int, seed: int) -> int:
+def run_lane(lane: str, rounds: int, seed: int, only: list[str]) -> int:
     import django
 
     django.setup()
     from django.conf import settings
     from django.core.management import call_command
 
-    from tests.faults.clock import set_clock
     from tests.faults.crashes import spare_this_process
     from tests.faults.kinds import FAULTS
     from tests.faults.rounds import Round
@@ -108,7 +119,9 @@ def run_lane(lane: str, rounds: int, seed: int) -> int:
         if world.database:
             _create_database(settings.DATABASES["default"])
         call_command("migrate", verbosity=0)
-        possible = [fault for fault in FAULTS if lane in fault.lanes]
+        possible = [fault for fault in FAULTS if lane in fault.lanes and fault.in_namespaces <= in_namespaces()]
+        if only:
+            possible = [fault for fault in possible if fault.name in only]
         for number in range(1, rounds + 1):
             if len(deck) < AT_ONCE:
                 deck += random.sample(possible, len(possible))
@@ -116,7 +129,6 @@ def run_lane(lane: str, rounds: int, seed: int) -> int:
             began = time.monotonic()
             this_round = Round(world, number, faults)
             broken = this_round.run()
-            set_clock(0)
             line = {
                 "lane": lane,
                 "round": number,

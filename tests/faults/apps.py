@@ -12,14 +12,18 @@ class FaultsConfig(AppConfig):
     label = "faults"
 
     def ready(self) -> None:
+        from django.conf import settings
         from django.db.models.signals import pre_save
         from django_q.models import Success, Task
         from django_q.signals import post_execute_in_worker, pre_execute
 
-        from tests.faults import clock
+        from tests.faults import clock, hosts, release
         from tests.faults.crashes import crash_here
 
+        if host := settings.OPTIONS.get("host"):
+            hosts.take_name(host)
         clock.install()
+        release.use(settings.OPTIONS.get("releases_later", 0))
 
         def crash(stage: str) -> Any:
             def receiver(**kwargs: Any) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from django.conf import settings
 
+from tests.faults.ledger import Ledger
+
 #: Points of a worker's way through a task.
 WORKER_STAGES = (
     "before the claim",
@@ -49,4 +51,10 @@ def crash_here(stage: str) -> None:
         _file(stage).unlink()
     except FileNotFoundError:
         return
+    note_kill()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note_kill() -> None:
+    """Note in the ledger that a part of this cluster does not come to its regular end."""
+    Ledger(Path(settings.OPTIONS["ledger"]), settings.OPTIONS["cluster"]).note("killed")

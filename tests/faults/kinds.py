@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-import shutil
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
-from django.db import connection
+from django.db import connection, transaction
 from django_q.models import OrmQ
 
-from powercrud_dashboard.cleanup import delete_records
+from powercrud_dashboard.engine.cleanup import delete_records
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.models import TaskRecord
 from tests.faults import work
 from tests.faults.clock import set_clock
 from tests.faults.crashes import WORKER_STAGES, crash_once
-
-if TYPE_CHECKING:
-    from tests.faults.rounds import Round
-
-Act = Callable[["Round"], None]
-
-
-def _nothing(around: Round) -> None:
-    """Leave everything as it is."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    name: str
-    #: In the middle of the round.
-    strike: Act = _nothing
-    #: Before clusters are started, such as by other options for them.
-    prepare: Act = _nothing
-    #: Databases and brokers that it is for.
-    lanes: tuple[str, ...] = ("sqlite-orm", "sqlite-redis", "postgresql-orm", "postgresql-redis")
-
-
-SQLITE = ("sqlite-orm", "sqlite-redis")
-POSTGRESQL = ("postgresql-orm", "postgresql-redis")
-REDIS = ("sqlite-redis", "postgresql-redis")
-ORM = ("sqlite-orm", "postgresql-orm")
-
-
-def _launching(*outcomes: str, **options: Any) -> Act:
-    def launch(around: Round) -> None:
-        for outcome in outcomes:
-            around.launch(outcome=outcome, **options)
-
-    return launch
+from tests.faults.deploys import DEPLOYS
+from tests.faults.fault import ORM, POSTGRESQL, REDIS, SQLITE, Act, Fault, launching, option
+from tests.faults.host_faults import HOST_FAULTS
+from tests.faults.rounds import Round
 
 
 def _crash(stage: str) -> Act:
@@ -84,14 +48,6 @@ def _kill_sentinel(around: Round) -> None:
 def _die_of_memory(around: Round) -> None:
     around.launch(outcome="dies of memory", seconds=0.1)
     crash_once("in the function")
-
-
-def _start_second_cluster(around: Round) -> None:
-    around.world.start_cluster()
-
-
-def _option(**options: Any) -> Act:
-    return lambda around: around.world.options.update(options)
 
 
 # Databases
@@ -125,8 +81,6 @@ def _lock_sqlite(around: Round) -> None:
 
 def _lock_postgresql(around: Round) -> None:
     def hold() -> None:
-        from django.db import transaction
-
         try:
             with transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute("LOCK TABLE powercrud_dashboard_activetask IN EXCLUSIVE MODE")
@@ -206,25 +160,7 @@ def _set_clock(hours: int) -> Act:
     return step
 
 
-# Deploys and people
-
-
-def _rotate_secret(around: Round) -> None:
-    """From here on clusters have a new key, and take the old one for what was signed before."""
-    around.world.stop_clusters()
-    around.world.options.update(secret_key="a new secret", secret_key_fallbacks=[settings.SECRET_KEY])
-    around.world.start_cluster()
-
-
-def _remove_module(around: Round) -> None:
-    """Launch a function whose module is gone by the time that a worker looks for it."""
-    module = Path(settings.STATE_DIR) / "modules" / f"gone_{around.number}.py"
-    module.parent.mkdir(exist_ok=True)
-    module.write_text("def function():\n    return 1\n")
-    importlib.invalidate_caches()
-    around.launch_path(f"{module.stem}.function")
-    module.unlink()
-    shutil.rmtree(module.parent / "__pycache__", ignore_errors=True)
+# People
 
 
 def _delete_record(around: Round) -> None:
@@ -239,6 +175,53 @@ def _delete_user(around: Round) -> None:
     around.user = get_user_model().objects.create_superuser(f"boss {around.number} b")
 
 
+class _RolledBack(Exception):
+    """Raised to undo a transaction."""
+
+
+def _launch_in_long_transaction(around: Round) -> None:
+    """Launch tasks in a transaction that is committed, or rolled back, after the limits of the cleanup."""
+
+    def launch() -> None:
+        names: list[str] = []
+        is_undone = random.random() < 0.4
+        try:
+            with transaction.atomic():
+                names += [around.launch(note=False), around.launch(note=False)]
+                time.sleep(random.uniform(4, 6.5))
+                if is_undone:
+                    raise _RolledBack
+            around.launched.update(filter(None, names))
+        except _RolledBack:
+            around.undone.update(filter(None, names))
+        finally:
+            connection.close()
+
+    around.in_background(launch, is_awaited=True)
+
+
+def _act_on_objects(around: Round) -> None:
+    """Launch actions per object, which the other faults of the round meet, and kill a worker of one."""
+    around.launch_action()
+    around.launch_action()
+    around.later(random.uniform(0.5, 3), lambda: _kill_part(0)(around))
+
+
+def _pause_and_resume(around: Round) -> None:
+    """Pause and resume tasks at random for a while."""
+    around.launch_action()
+
+    def act() -> None:
+        try:
+            for _ in range(12):
+                around.is_over.wait(random.uniform(0.1, 0.6))
+                around.pause_one() if random.random() < 0.6 else around.resume_all()
+        finally:
+            connection.close()
+
+    around.in_background(act, is_awaited=True)
+
+
 def _deliver_twice(around: Round) -> None:
     """Put messages into the queue once more."""
     for message in OrmQ.objects.all()[:5]:
@@ -247,45 +230,45 @@ def _deliver_twice(around: Round) -> None:
 
 
 FAULTS = [
-    *(Fault(f"worker killed {stage}", _crash(stage)) for stage in WORKER_STAGES),
+    *(Fault(f"worker killed {stage}", _crash(stage), loses=REDIS) for stage in WORKER_STAGES),
     Fault("monitor killed", _kill_part(-2)),
     Fault("monitor killed before it saves", _crash("in the monitor")),
-    Fault("pusher killed", _kill_part(-1)),
-    Fault("sentinel killed", _kill_sentinel),
-    Fault("cluster killed", lambda around: around.world.cluster.kill_all()),
-    Fault("cluster stopped with work in hand", lambda around: around.world.cluster.terminate()),
-    Fault("all processes of the cluster terminated", lambda around: around.world.cluster.terminate_all()),
-    Fault("out of memory", _launching("runs out of memory", seconds=0.1)),
+    Fault("pusher killed", _kill_part(-1), loses=REDIS),
+    Fault("sentinel killed", _kill_sentinel, loses=REDIS),
+    Fault("cluster killed", lambda around: around.world.cluster.kill_all(), loses=REDIS),
+    Fault("out of memory", launching("runs out of memory", seconds=0.1)),
     Fault("killed for its memory", _die_of_memory),
-    Fault("time limit", _launching("done", seconds=20, timeout=1)),
+    Fault("time limit", launching("done", seconds=20, timeout=1)),
     Fault("time limit ignored", lambda around: around.launch_stubborn()),
-    Fault("delivered again while it runs", _launching("done", seconds=4), _option(retry=2), ORM),
+    Fault("delivered again while it runs", launching("done", seconds=4), option(retry=2), ORM),
     Fault("message twice in the queue", _deliver_twice, lanes=ORM),
-    Fault("two clusters on one queue", _start_second_cluster),
     Fault("connections cut", _cut_connections, lanes=POSTGRESQL),
-    Fault("database restarted", _restart_database, lanes=POSTGRESQL),
+    Fault("database restarted", _restart_database, lanes=POSTGRESQL, loses=REDIS),
     Fault("table locked", _lock_postgresql, lanes=POSTGRESQL),
     Fault("database is locked", _lock_sqlite, lanes=SQLITE),
-    Fault("disk full", _free_disk, _fill_disk, lanes=SQLITE),
-    Fault("redis restarted", _restart_redis, lanes=REDIS),
-    Fault("redis flushed", _flush_redis, lanes=REDIS),
-    Fault("redis away at the launch", _launch_without_redis, lanes=REDIS),
+    Fault("disk full", _free_disk, _fill_disk, lanes=SQLITE, loses=REDIS),
+    Fault("redis restarted", _restart_redis, lanes=REDIS, loses=REDIS),
+    Fault("redis flushed", _flush_redis, lanes=REDIS, loses=REDIS),
+    Fault("redis away at the launch", _launch_without_redis, lanes=REDIS, loses=REDIS),
     Fault("cache flushed", _flush_cache),
     Fault("clock set back by an hour", _set_clock(-1)),
     Fault("clock set forward by an hour", _set_clock(1)),
     Fault("hook raises", lambda around: around.launch(manager=work.RaisingManager())),
     Fault("hook hangs", lambda around: around.launch(manager=work.HangingManager())),
-    Fault("result can't be pickled", _launching("returns what can't be pickled")),
-    Fault("result of 100 MB", _launching("returns very much")),
-    Fault("result with NUL bytes", _launching("returns NUL")),
-    Fault("secret key rotated", _rotate_secret),
-    Fault("module gone after a deploy", _remove_module),
+    Fault("result can't be pickled", launching("returns what can't be pickled")),
+    Fault("result of 100 MB", launching("returns very much")),
+    Fault("result with NUL bytes", launching("returns NUL")),
     Fault("record deleted while its task runs", _delete_record),
     Fault("user deleted while their task runs", _delete_user),
-    Fault("result not saved", _launching("done", "fails", q_options={"save": False})),
-    Fault("result cached", _launching("done", "fails", q_options={"cached": True})),
-    Fault("run in the caller's process", _launching("done", "fails", sync=True, seconds=0.1)),
-    Fault("negative save_limit", prepare=_option(save_limit=-1)),
+    Fault("result not saved", launching("done", "fails", q_options={"save": False})),
+    Fault("result cached", launching("done", "fails", q_options={"cached": True})),
+    Fault("run in the caller's process", launching("done", "fails", sync=True, seconds=0.1)),
+    Fault("negative save_limit", prepare=option(save_limit=-1)),
     Fault("cleanup at any moment", _clean_up_all_the_time),
+    Fault("launch in a long transaction", _launch_in_long_transaction),
+    Fault("actions per object", _act_on_objects, loses=REDIS),
+    Fault("paused and resumed", _pause_and_resume),
+    *HOST_FAULTS,
+    *DEPLOYS,
 ]
 assert len({fault.name for fault in FAULTS}) == len(FAULTS)

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import resource
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+
 from powercrud_dashboard.async_context import get_current_task
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from tests.faults.crashes import crash_here
 from tests.faults.ledger import Ledger
-
-#: Seconds between two entries of a run in the ledger.
-TICK = 0.03
+from tests.faults.ways import TICK, WAYS
 
 
-def work(ledger: str, objects: list[str], seconds: float, outcome: str = "done", *, task_key: str = "") -> Any:
-    """Work on these objects for so long, then end in the wanted way."""
-    with Ledger(Path(ledger)).run(task_key, objects) as book:
+def work(
+    ledger: str,
+    objects: list[str],
+    seconds: float,
+    outcome: str = "done",
+    way: str = "",
+    others: Sequence[str] = (),
+    *,
+    task_key: str = "",
+) -> Any:
+    """Work on these objects for so long, then end in the wanted way.
+
+    Args:
+        ledger: the path of the round's ledger.
+        objects: what the task was launched for.
+        seconds: how long it works.
+        outcome: how it ends.
+        way: what it does before that, see ``ways.WAYS``.
+        others: objects that it may lock as well.
+        task_key: the task's name.
+    """
+    with _ledger(ledger).run(task_key, objects) as book:
+        if way:
+            objects = WAYS[way](book, objects, list(others))
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(TICK)
-            book.tick(task_key, objects)
+            book.tick(objects)
             crash_here("in the function")
             get_current_task().update_progress(f"{end - time.monotonic():.1f} s to go")
+            get_current_task().check_paused()
         if outcome == "fails":
             raise ValueError("this one fails")
         if outcome == "runs out of memory":
@@ -35,20 +58,25 @@ def work(ledger: str, objects: list[str], seconds: float, outcome: str = "done",
     return RESULTS.get(outcome, lambda: outcome)()
 
 
+def _ledger(path: str) -> Ledger:
+    return Ledger(Path(path), settings.OPTIONS.get("cluster", ""))
+
+
 RESULTS = {
-    "returns what can't be pickled": lambda: (number for number in range(3)),
+    "returns what can't be pickled": threading.Lock,
     "returns very much": lambda: "x" * 100_000_000,
     "returns NUL": lambda: {"text": "a\x00b\ud800", "nested": ["\x00"]},
 }
 
 
 def ignore_its_time_limit(ledger: str, objects: list[str], *, task_key: str = "") -> None:
-    book = Ledger(Path(ledger))
-    with book.run(task_key, objects):
+    with _ledger(ledger).run(task_key, objects) as book:
+        # The worker's own time limit ends its process.
+        book.note("killed")
         while True:
             try:
                 time.sleep(TICK)
-                book.tick(task_key, objects)
+                book.tick(objects)
             except BaseException:
                 continue
 

@@ -12,7 +12,7 @@ def main() -> None:
     django.setup()
     from powercrud_dashboard.async_manager import AsyncManager
     from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-    from powercrud_dashboard.locks import ALL_OBJECTS
+    from powercrud_dashboard.engine.locks import ALL_OBJECTS
 
     name = f"racer-{os.getpid()}"
     print("ready", flush=True)

@@ -85,7 +85,8 @@ def test_a_form_with_a_file(cluster, boss, make_projects, tmp_path):
         fields = {"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": upload}
         record = ended(choose(boss, "rename", projects, **fields))
     assert record.result == {"count": None, "notes": "read me"}, record.traceback
-    wait_until(lambda: not TaskFile.objects.exists(), "the file is gone")
+    # It is kept for a retry.
+    assert bytes(TaskFile.objects.get().content) == b"read me"
 
 
 @pytest.mark.parametrize("change", ["deactivated", "lost the permission"])

@@ -45,7 +45,30 @@ try:
         seen["queued before commit"] = TaskRecord.objects.get(task_name="3").status
 except EnqueueError as error:
     seen["error at commit"] = str(error)
-for name in ("1", "3"):
+ran = []
+try:
+    with transaction.atomic():
+        transaction.on_commit(lambda: ran.append("before"))
+        launch("4")
+        transaction.on_commit(lambda: ran.append("between"))
+        launch("5")
+        transaction.on_commit(lambda: ran.append("after"))
+except EnqueueError as error:
+    seen["error of several"] = error.task_name
+with transaction.atomic():
+    launch("6")
+    with transaction.atomic():
+        launch("7")
+        transaction.set_rollback(True)
+    transaction.on_commit(lambda: ran.append("after a rollback"))
+seen["callbacks"] = ran
+try:
+    DashboardAsyncManager().retry_task("5")
+except EnqueueError as error:
+    seen["error of a retry"] = error.task_name
+seen["retries"] = list(TaskRecord.objects.filter(retry_of__task_name="5").values_list("task_name", "status"))
+seen["retry is recorded"] = TaskRecord.objects.get(task_name="5").events.filter(event="retry").exists()
+for name in ("1", "3", "4", "5", "6"):
     record = TaskRecord.objects.get(task_name=name)
     seen[name] = [record.status, record.failure_reason, record.error.partition(".")[0]]
 seen["left"] = ActiveTask.objects.count() + ConflictLock.objects.count()
@@ -69,5 +92,10 @@ def test_a_broker_that_is_down_leaves_a_failed_record_no_lock_and_an_error():
     assert seen["rolled back"] is False
     assert seen["queued before commit"] == "pending"
     assert "Task 3 could not be queued" in seen["error at commit"]
-    assert seen["1"] == seen["3"] == ["failed", "not_queued", "Could not be queued"]
+    assert all(seen[name] == ["failed", "not_queued", "Could not be queued"] for name in ("1", "3", "4", "5", "6"))
+    # An error at commit keeps nobody's hooks from being called.
+    assert seen["error of several"] == "4"
+    assert seen["callbacks"] == ["before", "between", "after", "after a rollback"]
+    assert seen["retries"] == [[seen["error of a retry"], "failed"]]
+    assert seen["retry is recorded"]
     assert seen["left"] == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from powercrud_dashboard.models import ActiveTask, ConflictLock
+from powercrud_dashboard.models import ActiveTask, ConflictLock, WorkerProcess
 from tests.services import wait_until
 from tests.testapp import tasks
-from tests.testapp.managers import BlockedManager, RaisingManager
+from tests.testapp.managers import BlockedManager, ForkingManager, RaisingManager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
 
@@ -19,10 +19,10 @@ def test_while_a_hook_blocks_everything_else_goes_on(cluster, manager, record_of
     )
     until_started(go_on)
     # Its own heartbeat too: it must not be taken for lost.
-    seen = ActiveTask.objects.get(task_name=blocked).heartbeat_at
+    process = ActiveTask.objects.get(task_name=blocked).worker
     others = [manager.launch_async_task(tasks.add, number) for number in range(20)]
     wait_until(lambda: all(record_of(name).status == "success" for name in others), "the others end")
-    wait_until(lambda: ActiveTask.objects.get(task_name=blocked).heartbeat_at > seen, "its heart beats")
+    wait_until(lambda: WorkerProcess.objects.get(pk=process.pk).beats > process.beats, "its process has a heartbeat")
     go_on.touch()
     wait_until(lambda: record_of(blocked).status == "success", "its own record has its end")
     assert not ConflictLock.objects.exists()
@@ -35,3 +35,12 @@ def test_a_hook_that_raises_is_shown_and_loses_nothing(cluster, record_of):
     for name in names:
         assert record_of(name).status == "success"
         wait_until(lambda name=name: record_of(name).events.filter(event="hook_error").count() == 4, "all are told")
+
+
+def test_a_child_that_a_hook_forks_is_no_second_worker(cluster, record_of, tmp_path):
+    path = tmp_path / "code"
+    name = ForkingManager({"path": str(path)}).launch_async_task(tasks.add, 1)
+    wait_until(lambda: path.exists() and path.read_text() == "0", "the child has ended")
+    wait_until(lambda: record_of(name).is_finished, "the task has ended")
+    assert record_of(name).status == "success"
+    assert cluster.stop() == 0

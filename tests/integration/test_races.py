@@ -82,6 +82,7 @@ def test_a_whole_model_is_held_by_one_or_its_objects_by_others(start_racers):
     assert not ConflictLock.objects.exists()
 
 
+@pytest.mark.long
 def test_eight_processes_with_a_hundred_tasks_each_leave_nothing(cluster, start_racers):
     assert start_racers(8).all_do("launch 100") == ["100"] * 8
     assert not ActiveTask.objects.exists()

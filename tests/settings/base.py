@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import django
@@ -23,6 +24,8 @@ os.environ["PCRUD_TEST_STATE"] = str(STATE_DIR)
 SECRET_KEY = "only for the tests"
 DEBUG = False
 ALLOWED_HOSTS = ["*"]
+# Django 6.1 asks for it; older ones do not look at it.
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 USE_TZ = True
 TIME_ZONE = "UTC"
 ROOT_URLCONF = "tests.urls"
@@ -55,6 +58,19 @@ INSTALLED_APPS = [
     "django_object_actions",
     "tests.testapp",
 ]
+
+#: Django's tasks framework, or its backport; "" where neither is there.
+TASKS_FRAMEWORK = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks" * bool(find_spec("django_tasks"))
+if TASKS_FRAMEWORK == "django_tasks":
+    INSTALLED_APPS.append("django_tasks")
+TASKS = {
+    "default": {
+        "BACKEND": "powercrud_dashboard.contrib.django_tasks.DjangoQ2Backend",
+        "QUEUES": ["default", "queue_1"],
+    },
+    "immediate": {"BACKEND": f"{TASKS_FRAMEWORK}.backends.immediate.ImmediateBackend", "QUEUES": []},
+    "dummy": {"BACKEND": f"{TASKS_FRAMEWORK}.backends.dummy.DummyBackend"},
+}
 
 DATABASE_ROUTERS = ["tests.testapp.routers.ArchiveRouter"]
 
@@ -110,7 +126,14 @@ Q_CLUSTER = {
 }
 
 # Real clusters are quick to notice a dead worker, so that the tests are quick too.
-POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default"}
+POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default", "DASHBOARD_HEARTBEAT_TIMEOUT": 5}
+
+# As a project sets the level of its own loggers.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"tests.testapp.chatty": {"level": "INFO"}},
+}
 
 # Says for itself that it wants to be told.
 DJANGO_OBJECT_ACTIONS_DEFAULT_HTTP_METHOD = "POST"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 
+# So long that faults meet it.
+os.environ.setdefault("PCRUD_VISIT_TAKES", "0.05")
+
 from tests.settings.base import *
 from tests.settings.base import INSTALLED_APPS as TESTED_APPS
 from tests.settings.base import Q_CLUSTER as TEST_CLUSTER
@@ -20,6 +23,9 @@ if database == "sqlite":
 else:
     from tests.settings.postgresql import DATABASES
 DATABASES = {"default": {**DATABASES["default"], "OPTIONS": {**DATABASES["default"].get("OPTIONS", {})}}}
+if "database_at" in OPTIONS:
+    # From another host than the server's.
+    DATABASES["default"]["HOST"], DATABASES["default"]["PORT"] = OPTIONS["database_at"]
 if "max_page_count" in OPTIONS:
     # SQLite then finds the disk full, in its own words.
     DATABASES["default"]["OPTIONS"]["init_command"] += f" PRAGMA max_page_count={OPTIONS['max_page_count']};"
@@ -43,6 +49,8 @@ Q_CLUSTER = {
 }
 if broker == "orm":
     Q_CLUSTER["orm"] = "default"
+elif "redis_at" in OPTIONS:
+    Q_CLUSTER["redis"] = "redis://{}:{}".format(*OPTIONS["redis_at"])
 else:
     Q_CLUSTER["redis"] = f"unix://{STATE_DIR / 'redis' / 'redis.sock'}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,3 +21,14 @@ class BlockedManager(DashboardAsyncManager):
 class RaisingManager(DashboardAsyncManager):
     def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
         raise RuntimeError(f"no {event} for you")
+
+
+class ForkingManager(DashboardAsyncManager):
+    """Its hook forks a child that simply returns, and writes how it ended into the configured file."""
+
+    def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
+        if event == "start":
+            child = os.fork()
+            if child:
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                Path(self.config["path"]).write_text(str(code))

@@ -16,8 +16,25 @@ class Project(models.Model):
         return self.name
 
 
+class Visit(models.Model):
+    """A row for each time that an action has worked on a project, and has stored that."""
+
+    project = models.IntegerField()
+    task = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return f"Visit of {self.project}"
+
+
 class SpecialProject(Project):
     """The same rows under another name."""
+
+    class Meta:
+        proxy = True
+
+
+class OrdinaryProject(Project):
+    """For actions of an ordinary kind."""
 
     class Meta:
         proxy = True
@@ -31,6 +48,15 @@ class Shelf(models.Model):
 
     def __str__(self) -> str:
         return self.label
+
+
+class Country(models.Model):
+    """Keys that are texts."""
+
+    name = models.CharField(max_length=60, primary_key=True)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Document(models.Model):

@@ -6,15 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 
-from powercrud_dashboard.async_context import get_current_task, register_descendant_conflicts, track
+from powercrud_dashboard.async_context import get_current_task, register_descendant_conflicts, task_context, track
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.models import ActiveTask
 from tests.testapp.models import Project
@@ -22,6 +22,17 @@ from tests.testapp.models import Project
 
 def add(left: int, right: int = 0) -> int:
     return left + right
+
+
+def count_items(items: Iterable[Any]) -> int:
+    return len(list(items))
+
+
+def nested(depth: int, value: Any) -> Any:
+    """Return the value in so many lists."""
+    for __ in range(depth):
+        value = [value]
+    return value
 
 
 class Scale(list[int]):
@@ -75,10 +86,12 @@ def wait_for_file(path: str, poll: float = 0.02) -> str:
     return path
 
 
-def run_until_told_to_stop(path: str) -> str:
+def run_until_told_to_stop(path: str, then: float = 0) -> str:
+    """Run until the cluster is being stopped, and for so many seconds longer."""
     Path(f"{path}.started-{os.getpid()}").touch()
     while not get_current_task().stopping:
         time.sleep(0.02)
+    time.sleep(then)
     return "told"
 
 
@@ -88,6 +101,18 @@ def log_until_taken(line: str) -> None:
     context.log(line)
     while context.has_log_lines:
         time.sleep(0.001)
+
+
+def work_in_small_steps(path: str, *, stubborn: bool = False) -> str:
+    """Leave a line in a ledger for each step, until somebody makes the file; if stubborn, go on past any error."""
+    me = f"{os.getpid()}\n"
+    with open(f"{path}.ledger", "a", buffering=1) as ledger:
+        Path(f"{path}.started-{os.getpid()}").touch()
+        while not Path(path).exists():
+            with suppress(BaseException) if stubborn else nullcontext():
+                ledger.write(me)
+                time.sleep(0.005)
+    return path
 
 
 def ignore_everything(path: str) -> None:
@@ -128,6 +153,17 @@ def rename_in_transaction(project_id: int, path: str) -> str:
         assert task is not None
         task.update_progress("half way", current=5, total=10)
         return wait_for_file(path)
+
+
+def database_sessions(times: int) -> tuple[int, list[int]]:
+    """Return the id of this process, and the PostgreSQL sessions that it has used, each time one from the pool."""
+    sessions = []
+    for _ in range(times):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            sessions.append(cursor.fetchone()[0])
+        connection.close()
+    return os.getpid(), sessions
 
 
 def track_projects(pks: Iterable[int], fail_at: int | None = None) -> int:
@@ -226,3 +262,17 @@ def connections_made() -> dict[str, int]:
 def connections_made_by_a_query() -> dict[str, int]:
     Project.objects.exists()
     return connections_made()
+
+
+def lock_more_in_transaction(pk: int, path: str, *, task_key: str = "") -> bool:
+    """Lock one more object inside of a transaction, and keep that open until the file is there."""
+    with transaction.atomic():
+        locked = register_descendant_conflicts("testapp.Project", [pk])
+        wait_for_file(path)
+    return locked
+
+
+def enter_its_context(*, task_key: str, manager_class: str) -> bool:
+    """Return whether the context that it enters is the one that it has."""
+    with task_context(task_key, manager_class) as context:
+        return context is get_current_task()

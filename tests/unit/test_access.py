@@ -12,7 +12,7 @@ from django.utils import timezone
 from django_q.models import Schedule
 
 from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
-from powercrud_dashboard.files import keep_result
+from powercrud_dashboard.engine.files import keep_result
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from tests.testapp import tasks
 
@@ -24,7 +24,10 @@ ALL_PERMISSIONS = {
     "change_taskrecord",
     "delete_taskrecord",
     "retry_taskrecord",
+    "dismiss_taskrecord",
     "cancel_taskrecord",
+    "pause_taskrecord",
+    "pause_queue",
     "view_conflictlock",
     "release_conflictlock",
     "change_schedule",
@@ -37,7 +40,7 @@ class Row:
 
     methods: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    #: What the URL is about: "ended", "queued", "lock" or "schedule" and further arguments.
+    #: What the URL is about: "ended", "failed", "dismissed", "queued", "lock" or "schedule" and further arguments.
     about: tuple[str, ...] = ()
     data: tuple[tuple[str, str], ...] = ()
 
@@ -45,18 +48,30 @@ class Row:
 ACCESS = {
     "changelist": Row(("get",)),
     "failures": Row(("get",)),
+    "insights": Row(("get",), needs=("view_taskrecord",)),
+    "function": Row(("get",), needs=("view_taskrecord",), data=(("func", "tests.testapp.tasks.add"),)),
     "export": Row(("get",), about=("", "csv")),
     "change": Row(("get",), about=("ended",)),
     "download": Row(("get",), about=("ended", "file")),
     "group": Row(("get",), about=("", "trio")),
     "group_action": Row(("post",), needs=("cancel_taskrecord",), about=("", "trio", "cancel")),
-    "retry_objects": Row(("post",), needs=("retry_taskrecord",), about=("ended",)),
+    "retry_objects": Row(("post",), needs=("retry_taskrecord",), about=("failed",)),
     "raw": Row(("get",), about=("ended",)),
+    "log": Row(("get",), about=("ended",)),
     "refresh": Row(("post",)),
+    "tray": Row(("get",)),
+    "seen": Row(("post",)),
+    "notifications": Row(("get", "post")),
     "bulk": Row(("post",), needs=("retry_taskrecord",), data=(("action", "retry"),)),
-    "retry": Row(("post",), needs=("retry_taskrecord",), about=("ended",)),
+    "retry": Row(("post",), needs=("retry_taskrecord",), about=("failed",)),
+    "dismiss": Row(("post",), needs=("dismiss_taskrecord",), about=("failed",)),
+    "reopen": Row(("post",), needs=("dismiss_taskrecord",), about=("dismissed",)),
     "edit": Row(("get", "post"), needs=("retry_taskrecord", "change_taskrecord"), about=("ended",)),
     "cancel": Row(("post",), needs=("cancel_taskrecord",), about=("queued",)),
+    "pause": Row(("post",), needs=("pause_taskrecord",), about=("queued",)),
+    "resume": Row(("post",), needs=("pause_taskrecord",), about=("paused",)),
+    "pause_queue": Row(("post",), needs=("pause_queue",), data=(("kind", "queue"), ("name", "slow"))),
+    "resume_queue": Row(("post",), needs=("pause_queue",), data=(("kind", "queue"), ("name", "slow"))),
     "run_now": Row(("post",), needs=("retry_taskrecord",), about=("queued",)),
     "locks": Row(("get",), needs=("view_conflictlock",)),
     "release": Row(("get", "post"), needs=("release_conflictlock",), about=("lock",)),
@@ -64,7 +79,16 @@ ACCESS = {
     "schedule": Row(("post",), needs=("view_taskrecord", "change_schedule"), about=("schedule", "run")),
 }
 #: The other rows of the bulk page: an action of its own for each permission.
-BULK = {"retry": "retry_taskrecord", "cancel": "cancel_taskrecord", "delete": "delete_taskrecord"}
+BULK = {
+    "retry": "retry_taskrecord",
+    "dismiss": "dismiss_taskrecord",
+    "reopen": "dismiss_taskrecord",
+    "cancel": "cancel_taskrecord",
+    "pause": "pause_taskrecord",
+    "resume": "pause_taskrecord",
+    "delete": "delete_taskrecord",
+}
+TASKS = ("ended", "failed", "dismissed", "paused", "queued")
 EVERY_METHOD = [(name, method) for name, row in ACCESS.items() for method in row.methods]
 
 
@@ -73,13 +97,19 @@ def things(manager, record_of, make_user) -> dict[str, int]:
     """One of each thing that a URL can be about; the tasks belong to somebody else."""
     owner = make_user("owner")
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="ended", sync=True)
+    for name in ("failed", "dismissed"):
+        with pytest.raises(ValueError, match="as ever"):
+            manager.launch_async_task(tasks.fail, "as ever", user=owner, task_key=name, sync=True)
+    manager.dismiss_failure("dismissed")
+    manager.launch_async_task(tasks.add, 1, user=owner, task_key="paused")
+    manager.pause_task("paused")
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="queued", conflict_ids={"testapp.Project": {1}})
     manager.launch_async_task(tasks.add, 1, user=owner, group="trio")
     kept = keep_result("ended", "names.csv", "text/csv", [b"a"])
     schedule = Schedule.objects.create(func="tests.testapp.tasks.add", args="1", next_run=timezone.now())
     return {
         "ended": record_of("ended").pk,
-        "queued": record_of("queued").pk,
+        **{name: record_of(name).pk for name in ("failed", "dismissed", "paused", "queued")},
         "lock": ConflictLock.objects.get().pk,
         "schedule": schedule.pk,
         "file": kept.pk,
@@ -132,7 +162,7 @@ def test_without_one_of_them_it_is_refused(client_of, make_user, things, name, m
 
 @pytest.mark.parametrize("action", BULK)
 def test_each_bulk_action_has_its_permission(client_of, make_user, things, action):
-    fields = {"action": action, "selected": [things["ended"], things["queued"]], "confirmed": "yes"}
+    fields = {"action": action, "selected": [things[name] for name in TASKS], "confirmed": "yes"}
     almost = client_of(make_user("almost", *(ALL_PERMISSIONS - {BULK[action]})))
     before = facts()
     assert almost.post(address("bulk", things), fields).status_code == 403
@@ -142,9 +172,39 @@ def test_each_bulk_action_has_its_permission(client_of, make_user, things, actio
     assert facts() != before
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [pair for pair in EVERY_METHOD if set(ACCESS[pair[0]].about) & {"ended", "queued"}]
-)
+OWN = [(name, row.about[0]) for name, row in ACCESS.items() if len(row.needs) == 1 and set(row.about) & set(TASKS)]
+
+
+@pytest.mark.parametrize(("name", "about"), OWN)
+def test_launchers_need_no_permission_for_their_own_tasks(client_of, make_user, things, settings, name, about):
+    clerk = make_user("clerk")
+    TaskRecord.objects.filter(pk=things[about]).update(user=clerk)
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_MANAGE_OWN_TASKS": False}
+    assert send(client_of(clerk), name, "post", things) == 403
+    settings.POWERCRUD_SETTINGS = {}
+    assert send(client_of(clerk), name, "post", things) == 302
+
+
+@pytest.mark.parametrize(("action", "about"), [("retry", "failed"), ("dismiss", "failed"), ("cancel", "queued")])
+def test_so_do_bulk_actions_and_groups(client_of, make_user, things, settings, action, about):
+    clerk = make_user("clerk", "view_taskrecord")
+    TaskRecord.objects.filter(pk=things[about]).update(user=clerk)
+    mine_and_others = {"action": action, "selected": [things[name] for name in TASKS], "confirmed": "yes"}
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_MANAGE_OWN_TASKS": False}
+    before = facts()
+    assert client_of(clerk).post(address("bulk", things), mine_and_others).status_code == 403
+    assert facts() == before
+    settings.POWERCRUD_SETTINGS = {}
+    assert client_of(clerk).post(address("bulk", things), mine_and_others).status_code == 302
+    assert facts() != before
+    group = reverse(f"admin:{PREFIX}group_action", args=["trio", "cancel"])
+    assert client_of(clerk).post(group).status_code == 403
+    TaskRecord.objects.filter(group="trio").update(user=clerk)
+    assert client_of(clerk).post(group).status_code == 302
+    assert TaskRecord.objects.get(group="trio").status == "cancelled"
+
+
+@pytest.mark.parametrize(("name", "method"), [pair for pair in EVERY_METHOD if set(ACCESS[pair[0]].about) & set(TASKS)])
 def test_other_peoples_tasks_are_out_of_reach_without_the_view_permission(client_of, make_user, things, name, method):
     blind = client_of(make_user("blind", *(ALL_PERMISSIONS - {"view_taskrecord"})))
     before = facts()
@@ -200,7 +260,7 @@ def test_actions_take_a_csrf_token(superuser, things, namespace, name):
 def facts() -> list[object]:
     """Return what any of these pages could change."""
     return [
-        list(TaskRecord.objects.order_by("pk").values_list("pk", "status")),
+        list(TaskRecord.objects.order_by("pk").values_list("pk", "status", "resolution")),
         list(ConflictLock.objects.values_list("pk", flat=True)),
         list(Schedule.objects.values_list("task", "next_run")),
     ]

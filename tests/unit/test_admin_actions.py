@@ -45,7 +45,7 @@ def test_a_click_locks_the_selection_and_launches_one_task(boss, superuser, proj
     assert manager.check_conflict({"testapp.Project": pks}) == {projects[0].pk, projects[1].pk}
     page = response.content.decode()
     assert "“Archive selected projects” runs in the background for 2 objects." in page
-    assert f'<a href="/admin/powercrud_dashboard/taskrecord/{record.pk}/change/">See its progress</a>' in page
+    assert f'<a href="/admin/powercrud_dashboard/taskrecord/{record.pk}/change/">View progress</a>' in page
     assert not Project.objects.filter(archived=True).exists()
 
 
@@ -53,7 +53,7 @@ def test_a_partly_locked_selection_is_refused_with_who_is_in_the_way(boss, proje
     choose(boss, "archive", projects[:1])
     first = TaskRecord.objects.get()
     page = choose(boss, "archive", projects).content.decode()
-    assert "was not started: 1 of the selected objects is in use by" in page
+    assert "was not launched: 1 selected object is locked by" in page
     assert f'<a href="/admin/powercrud_dashboard/taskrecord/{first.pk}/change/">Archive selected projects</a>' in page
     assert TaskRecord.objects.count() == OrmQ.objects.count() == 1
 
@@ -62,10 +62,10 @@ def test_or_runs_without_those(boss, projects):
     choose(boss, "archive", projects[:1])
     page = choose(boss, "archive_free_ones", projects).content.decode()
     assert "runs in the background for 2 objects" in page
-    assert "1 locked object was left out." in page
+    assert "1 locked object was skipped." in page
     assert TaskRecord.objects.latest("pk").affected_objects == ["project 1", "project 2"]
     page = choose(boss, "archive_free_ones", projects).content.decode()
-    assert "All of the selected objects are locked." in page
+    assert "was not launched: all selected objects are locked." in page
     assert TaskRecord.objects.count() == 2
 
 
@@ -120,10 +120,10 @@ def test_the_permission_is_checked_again_in_the_worker(make_user, projects, chan
 )
 def test_what_a_deploy_has_removed_is_said(superuser, gone):
     arguments = {"site_name": "admin", "model": "testapp.project", "action_name": "archive", "user_pk": superuser.pk}
-    with pytest.raises(LookupError, match="any more"):
+    with pytest.raises(LookupError, match="has no "):
         run_action(**{**arguments, **gone}, pks=[])
 
 
 def test_a_wrong_policy_is_refused_at_once():
     with pytest.raises(ValueError, match="use 'abort' or 'skip'"):
-        background_action(on_conflict="ignore")
+        background_action(on_conflict="ignore")(run_action)

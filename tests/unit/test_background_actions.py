@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 
 from powercrud_dashboard.admin import BackgroundAction, background_action
 from powercrud_dashboard.admin.running import run_action
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-from powercrud_dashboard.exceptions import TaskConflict
-from powercrud_dashboard.locks import ALL_OBJECTS
+from powercrud_dashboard.engine.locks import ALL_OBJECTS
+from powercrud_dashboard.exceptions import FileTooLarge, TaskConflict
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskFile, TaskObject, TaskRecord
 from tests.clicks import CHANGELIST, TASKS, choose, last, said
-from tests.testapp.admin import ODD
+from tests.testapp import tasks
+from tests.testapp.admin import ODD, ProjectAdmin
 from tests.testapp.models import Document, Project
+from tests.workers import deliver
 
 pytestmark = pytest.mark.django_db
 
@@ -59,14 +63,14 @@ def test_the_body_gets_the_request_of_the_click(boss, projects, at_once):
     assert response.redirect_chain == [(f"{CHANGELIST}?archived__exact=0", 302)]
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("action", "name", "content_type"),
     [("names_as_csv", "names.csv", "text/csv"), ("names_as_stream", "result.txt", "text/plain")],
 )
-def test_an_answer_with_content_is_kept_for_download(
-    boss, make_user, client_of, projects, at_once, action, name, content_type
-):
+def test_an_answer_with_content_is_kept_for_download(boss, make_user, client_of, projects, action, name, content_type):
     choose(boss, action, projects[:2])
+    deliver()
     record, kept = last(), TaskFile.objects.get()
     assert record.result == {"file": name, "size": kept.size}
     address = f"{TASKS}{record.pk}/files/{kept.pk}/"
@@ -79,15 +83,21 @@ def test_an_answer_with_content_is_kept_for_download(
     assert client_of(make_user("stranger")).get(address).status_code == 404
 
 
+@pytest.mark.django_db(transaction=True)
 def test_an_answer_that_is_too_large_fails_the_task_and_says_so(boss, projects, settings):
-    settings.POWERCRUD_SETTINGS = {"ASYNC_ENABLED": False, "DASHBOARD_FILE_LIMIT": 15}
-    assert "names.csv is larger" in said(choose(boss, "names_as_csv", projects))[0]
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_FILE_LIMIT": 15}
+    choose(boss, "names_as_csv", projects)
+    with pytest.raises(FileTooLarge, match=r"names\.csv is larger"):
+        deliver()
     assert "DASHBOARD_FILE_LIMIT" in last().error
     assert not TaskFile.objects.exists()
 
 
-def test_files_go_with_their_record(boss, projects, at_once):
+@pytest.mark.django_db(transaction=True)
+def test_files_go_with_their_record(boss, projects):
     choose(boss, "names_as_csv", projects)
+    deliver()
+    assert TaskFile.objects.exists()
     boss.post(f"{TASKS}bulk/", {"action": "delete", "selected": last().pk, "confirmed": "yes"})
     assert not TaskFile.objects.exists()
 
@@ -154,7 +164,7 @@ def test_objects_that_are_gone_or_forbidden_are_skipped(projects, superuser, mon
     errors = dict(record.objects_worked_on.values_list("object_id", "error"))
     assert errors == {
         str(forbidden): "No permission",
-        str(projects[1].pk): "Gone, or out of this person's reach",
+        str(projects[1].pk): "Deleted, or not visible to the user",
         str(projects[2].pk): "",
     }
 
@@ -163,12 +173,14 @@ def test_what_was_locked_at_the_click_is_on_the_record(boss, projects, manager):
     manager.add_conflict_ids("nightly", {"testapp.Project": projects[:2]})
     response = choose(boss, "visit", projects)
     record = last()
-    assert "2 locked objects were left out." in said(response)[1]
+    assert "2 locked objects were skipped." in said(response)[1]
     assert (record.affected_count, record.skipped_count) == (3, 2)
     skipped = record.objects_worked_on.filter(outcome="skipped")
     assert {entry.object_id: entry.error for entry in skipped} == {
         str(project.pk): "Locked by nightly" for project in projects[:2]
     }
+    # By name, also if only their keys were known.
+    assert [str(entry) for entry in skipped.order_by("pk")] == ["project 0", "project 1"]
 
 
 def test_the_failed_objects_alone_are_retried(boss, one_odd, at_once):
@@ -183,6 +195,7 @@ def test_the_failed_objects_alone_are_retried(boss, one_odd, at_once):
     assert retry.retry_of == first
     assert (retry.status, retry.affected_count, outcomes(retry)) == ("success", 1, {"mended": "done"})
     assert list(Project.objects.filter(archived=True)) == [one_odd[1]]
+    assert "Only for some of the objects" in boss.get(f"{TASKS}{first.pk}/change/").content.decode()
     assert "/retry-objects/" not in boss.get(f"{TASKS}{retry.pk}/change/").content.decode()
 
 
@@ -207,10 +220,18 @@ def test_a_form_asks_first_and_shows_what_is_locked(boss, projects, manager):
     page = choose(boss, "rename", projects)
     assert page.templates[0].name == "powercrud_dashboard/admin/confirm.html"
     text = page.content.decode()
-    assert "This is for 5 objects:" in text
-    assert "1 is locked, so this can't start before that has ended:" in text
-    assert "nightly" in text
+    assert "5 objects are selected:" in text
+    assert "1 object is locked. The action can't run until the lock is released:" in text
+    # The object has a name here, where of its lock only the key is known.
+    assert "project 0, locked by “nightly”" in text
     assert not TaskRecord.objects.exists()
+
+
+def test_the_form_has_what_widgets_of_the_admin_need_and_marks_what_is_required(boss, projects):
+    text = choose(boss, "rename", projects).content.decode()
+    assert text.index("/admin/jsi18n/") < text.index("/admin/js/core.js")
+    assert '<div class="pcrud-required"><label for="id_pcrud-prefix">' in text
+    assert '<div><label for="id_pcrud-notes">' in text
 
 
 def test_bad_input_is_shown_again_and_launches_nothing(boss, projects):
@@ -232,31 +253,61 @@ def test_good_input_reaches_the_action_with_its_file(boss, projects, at_once):
     choose(boss, "rename", projects[:1], **fields)
     assert last().result == {"count": 7, "notes": "read me"}
     assert Project.objects.get(pk=projects[0].pk).name == "new project 0"
-    # The file is gone with the task's end.
-    assert not TaskFile.objects.exists()
 
 
-def test_the_file_of_a_failed_task_is_there_for_its_retry(boss, projects, manager):
-    notes = SimpleUploadedFile("notes.txt", b"read me", "text/plain")
-    choose(boss, "rename", projects[:1], **{"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes})
-    record = last()
+def upload(client, rows, content: bytes = b"read me") -> TaskRecord:
+    notes = SimpleUploadedFile("notes.txt", content, "text/plain")
+    choose(client, "rename", rows, **{"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes})
+    return last()
+
+
+@pytest.mark.parametrize("status", ["success", "failed", "cancelled"])
+def test_an_ended_task_is_retried_with_its_files(boss, projects, at_once, manager, status):
+    record = upload(boss, projects[:1])
+    TaskRecord.objects.filter(pk=record.pk).update(status=status)
+    TaskFile.objects.update(created_at=timezone.now() - timedelta(days=1))
     manager.cleanup_completed_tasks()
-    assert bytes(TaskFile.objects.get().content) == b"read me"
+    boss.post(f"{TASKS}{record.pk}/retry/", {"confirmed": "yes"})
+    retry = last()
+    assert (retry.retry_of, retry.status, retry.result["notes"]) == (record, "success", "read me")
+
+
+def test_the_files_are_deleted_with_the_record(boss, projects, at_once, manager):
+    record = upload(boss, projects[:1])
+    manager.retry_task(record.task_name)
+    retry = last()
+    boss.post(f"{TASKS}{record.pk}/delete/", {"post": "yes"})
+    assert not TaskFile.objects.exists()
+    with pytest.raises(LookupError, match="The uploaded files no longer exist"):
+        manager.retry_task(retry.task_name)
+
+
+def test_uploads_of_a_launch_that_failed_are_cleaned_up(boss, projects, manager):
+    upload(boss, projects[:1])
     ActiveTask.objects.all().delete()
-    manager.async_task_lifecycle("fail", record.task_name, error="broke")
+    TaskRecord.objects.all().delete()
     manager.cleanup_completed_tasks()
+    # It may belong to a click whose task is not launched yet.
     assert TaskFile.objects.exists()
-    record.refresh_from_db()
-    manager.async_task_lifecycle("create", "another", func="f")
-    TaskRecord.objects.filter(pk=record.pk).update(status="cancelled")
+    TaskFile.objects.update(created_at=timezone.now() - timedelta(hours=2))
     manager.cleanup_completed_tasks()
     assert not TaskFile.objects.exists()
 
 
-def test_a_file_that_is_too_large_launches_nothing(boss, projects, settings):
+def test_a_file_that_is_too_large_is_an_error_of_its_field_and_the_rest_is_kept(boss, projects, settings):
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_FILE_LIMIT": 3}
     notes = SimpleUploadedFile("notes.txt", b"read me", "text/plain")
-    answer = choose(boss, "rename", projects, **{"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes})
+    fields = {"pcrud-confirmed": "1", "pcrud-prefix": "new", "pcrud-notes": notes}
+    form = choose(boss, "rename", projects[:1], **fields).context["form"]
+    assert list(form.errors) == ["notes"]
+    assert "is larger than 3" in form.errors["notes"][0]
+    assert form["prefix"].value() == "new"
+    assert not TaskRecord.objects.exists()
+
+
+def test_a_file_of_no_form_that_is_too_large_launches_nothing(boss, projects, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_FILE_LIMIT": 3}
+    answer = choose(boss, "peek", projects, notes=SimpleUploadedFile("notes.txt", b"read me", "text/plain"))
     assert "notes.txt is larger" in said(answer)[0]
     assert not TaskRecord.objects.exists()
     assert not TaskFile.objects.exists()
@@ -269,14 +320,14 @@ def test_a_form_for_a_task_function_by_object(boss, projects, at_once):
 
 def test_a_confirmation_without_a_form(boss, projects, at_once):
     page = choose(boss, "archive_after_all", projects)
-    assert "This is for 5 objects:" in page.content.decode()
+    assert "5 objects are selected:" in page.content.decode()
     assert not Project.objects.filter(archived=True).exists()
     choose(boss, "archive_after_all", projects, **{"pcrud-confirmed": "1"})
     assert Project.objects.filter(archived=True).count() == 5
 
 
 def test_what_is_not_valid_any_more_in_the_worker_fails_the_task(superuser, projects):
-    with pytest.raises(Exception, match="not valid any more: prefix"):
+    with pytest.raises(Exception, match="no longer valid: prefix"):
         run_action(
             site_name="admin",
             model="testapp.project",
@@ -304,13 +355,13 @@ def test_a_whole_model_is_locked_for_everybody(boss, projects, manager):
     assert manager.check_conflict({"testapp.Project": {projects[3].pk, 99_999}}) == {projects[3].pk, 99_999}
     assert not manager.add_conflict_ids("nightly", {"testapp.SpecialProject": {projects[4].pk}})
     answer = choose(boss, "archive", projects[4:])
-    assert "was not started" in said(answer)[0]
+    assert "was not launched" in said(answer)[0]
 
 
 def test_and_waits_for_nobody(boss, projects, manager):
     manager.add_conflict_ids("nightly", {"testapp.Project": projects[:1]})
     answer = choose(boss, "audit", projects[1:])
-    assert "is in use by nightly" in said(answer)[0]
+    assert "some are locked by nightly" in said(answer)[0]
     assert not TaskRecord.objects.exists()
 
 
@@ -337,7 +388,7 @@ def test_the_same_click_twice_launches_once(boss, projects):
     choose(boss, "peek", projects)
     answer = choose(boss, "peek", list(reversed(projects)))
     first = TaskRecord.objects.get()
-    assert "is already under way for this selection." in said(answer)[0]
+    assert "is already queued or running for this selection." in said(answer)[0]
     assert f"{TASKS}{first.pk}/change/" in said(answer)[0]
     choose(boss, "peek", projects[:2])
     assert TaskRecord.objects.count() == 2
@@ -345,13 +396,13 @@ def test_the_same_click_twice_launches_once(boss, projects):
 
 def test_with_locks_it_is_told_so_and_not_as_a_conflict(boss, projects):
     choose(boss, "archive", projects)
-    assert "is already under way" in said(choose(boss, "archive", projects))[0]
+    assert "is already queued or running" in said(choose(boss, "archive", projects))[0]
 
 
 def test_the_same_group_twice_launches_once(boss, projects):
     choose(boss, "visit_in_chunks", projects)
     answer = choose(boss, "visit_in_chunks", projects)
-    assert "is already under way" in said(answer)[0]
+    assert "is already queued or running" in said(answer)[0]
     assert "/groups/" in said(answer)[0]
     assert TaskRecord.objects.count() == 3
 
@@ -373,7 +424,7 @@ def test_small_selections_run_at_once_and_are_recorded(boss, projects):
     record = last()
     assert record.status == "success"
     assert [event.event for event in record.events.all()] == ["create", "start", "log", "complete", "cleanup"]
-    assert "is done for 2 objects." in said(answer)[0]
+    assert "has finished for 2 objects." in said(answer)[0]
     assert said(answer)[1] == "That was quick."
     choose(boss, "archive_few_at_once", projects[2:])
     assert last().status == "pending"
@@ -393,7 +444,7 @@ def test_an_error_at_once_is_a_message_with_a_link_to_the_record(boss, one_odd):
 def test_a_proxys_rows_are_those_of_its_model(boss, projects):
     choose(boss, "archive", projects[:1], "/admin/testapp/specialproject/")
     assert ConflictLock.objects.get().model_label == "testapp.project"
-    assert "was not started" in said(choose(boss, "visit_in_chunks", projects[:1]))[0]
+    assert "was not launched" in said(choose(boss, "visit_in_chunks", projects[:1]))[0]
 
 
 def test_keys_that_are_no_numbers(boss, at_once):
@@ -403,9 +454,11 @@ def test_keys_that_are_no_numbers(boss, at_once):
     assert {entry.object_id for entry in TaskObject.objects.all()} == {str(document.pk) for document in documents}
 
 
-def test_an_export_of_django_import_export_runs_in_the_background(boss, at_once):
+@pytest.mark.django_db(transaction=True)
+def test_an_export_of_django_import_export_runs_in_the_background(boss):
     documents = [Document.objects.create(id=uuid.UUID(int=number)) for number in (1, 2)]
     choose(boss, "export_admin_action", documents, "/admin/testapp/document/")
+    deliver()
     record = last()
     assert record.label == "Export selected documents"
     content = bytes(TaskFile.objects.get().content).decode()
@@ -417,14 +470,14 @@ def test_an_export_of_django_import_export_runs_in_the_background(boss, at_once)
     [
         ({"on_conflict": "ignore"}, "use 'abort' or 'skip'"),
         ({"conflict": "all"}, "use True, False or 'model'"),
-        ({"conflict": "model", "on_conflict": "skip"}, "does not go with on_conflict"),
-        ({"conflict": "model", "chunk_size": 5}, "does not go with chunk_size"),
+        ({"conflict": "model", "on_conflict": "skip"}, "can't be combined with on_conflict"),
+        ({"conflict": "model", "chunk_size": 5}, "can't be combined with chunk_size"),
         ({"chunk_size": 0}, "at least 1"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_at_once(options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        background_action(**options)
+        background_action(**options)(lambda modeladmin, request, queryset: None)
     with pytest.raises(ValueError, match=complaint):
         BackgroundAction(name="x", description="X", **options)
 
@@ -435,3 +488,28 @@ def test_the_decorator_works_without_arguments():
         """Do nothing."""
 
     assert tidy_up.background_action.description == "Tidy up"
+
+
+@pytest.mark.parametrize("action", ["archive", "peek", "audit"])
+def test_rows_that_no_longer_exist_are_not_called_locked(boss, make_projects, action):
+    (project,) = make_projects(1)
+    Project.objects.all().delete()
+    (message,) = said(choose(boss, action, [project]))
+    assert message == "The selected objects no longer exist, or you may not view them."
+
+
+def test_a_refusal_takes_few_queries_however_many_tasks_hold_the_objects(
+    boss, make_projects, manager, django_assert_max_num_queries
+):
+    projects = make_projects(30)
+    for project in projects:
+        manager.launch_async_task(tasks.add, 1, conflict_ids={"testapp.Project": [project.pk]})
+    with django_assert_max_num_queries(40):
+        choose(boss, "archive", projects)
+
+
+def test_fields_of_list_editable_are_no_parameters(boss, make_projects, monkeypatch):
+    monkeypatch.setattr(ProjectAdmin, "list_editable", ["archived"])
+    (project,) = make_projects(1)
+    choose(boss, "archive", [project], **{"form-TOTAL_FORMS": "1", "form-0-archived": "on", "extra": "1"})
+    assert last().task_kwargs["post"] == {"extra": ["1"]}

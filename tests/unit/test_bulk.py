@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from django.apps import apps
 from django.contrib.admin.models import LogEntry
 
 from powercrud_dashboard.dashboard import selection
@@ -37,22 +38,51 @@ def test_the_first_click_only_asks(boss, four):
 
 
 def test_the_second_retries_what_can_be_and_says_what_was_not(boss, superuser, four):
-    response = choose(boss, "retry", *four.values(), confirmed="yes")
+    response = choose(boss, "retry", *four.values(), confirmed="yes", include_completed="1")
     page = response.content.decode()
     # The two failed tasks want the same object: the second is refused, the queued one left out.
     assert "Retry: 2 tasks." in page
-    assert "2 tasks were left as they are:" in page
+    assert "2 tasks were not changed:" in page
     assert "Waiting (has not ended yet)" in page
-    assert "Another task already works on testapp.project 1" in page
+    assert "Locked: Project 1" in page
     retried = TaskRecord.objects.filter(retry_of__isnull=False)
     assert retried.count() == 2
     assert {event.actor for record in retried for event in record.retry_of.events.filter(event="retry")} == {superuser}
 
 
+def test_where_nothing_can_be_done_nothing_is_asked(boss, four):
+    page = choose(boss, "cancel", four["Bad"], four["Done"]).content.decode()
+    assert "Cancel: not possible for any of the selected tasks." in " ".join(page.split())
+    assert "sure" not in page
+    assert ">Back</a>" in page
+
+
+def test_the_history_of_one_task_is_its_own(boss, four):
+    assert "Its history is deleted as well." in choose(boss, "delete", four["Bad"]).content.decode()
+    assert "Their history is deleted as well." in choose(boss, "delete", four["Bad"], four["Done"]).content.decode()
+
+
+def test_who_does_not_delete_a_task_is_back_on_its_page(boss, four):
+    record = four["Bad"]
+    address = f"{LIST}{record.pk}/change/"
+    assert f'name="asked_by" value="{record.pk}"' in boss.get(address).content.decode()
+    page = boss.post(BULK, {"row": f"delete:{record.pk}", "asked_by": record.pk}).content.decode()
+    assert f'<a href="{address}" class="button cancel-link">No, take me back' in page
+    # Of the list, and of another task's page.
+    for more in ({}, {"asked_by": record.pk + 1}):
+        page = boss.post(BULK, {"row": f"delete:{record.pk}", **more}).content.decode()
+        assert f'<a href="{LIST}" class="button cancel-link">No, take me back' in page
+
+
+def test_a_reason_that_several_tasks_have_is_told_once(boss, four):
+    page = choose(boss, "cancel", four["Waiting"], four["Bad"], four["Done"], confirmed="yes").content.decode()
+    assert page.count("(has already ended)") == 1
+
+
 def test_cancel_ends_what_has_not_ended(boss, four):
     page = choose(boss, "cancel", four["Waiting"], four["Done"], confirmed="yes").content.decode()
     assert "Cancel: 1 task." in page
-    assert "Done (has ended already)" in page
+    assert "Done (has already ended)" in page
     four["Waiting"].refresh_from_db()
     assert four["Waiting"].status == "cancelled"
 
@@ -77,22 +107,21 @@ def test_all_that_match_are_those_of_the_list(boss, four, manager):
 
 
 def test_a_click_acts_on_a_limited_number_and_says_so(boss, four, monkeypatch):
-    monkeypatch.setattr(selection, "ACT_ON_AT_MOST", 2)
+    monkeypatch.setattr(selection, "MAX_SELECTED", 2)
     page = choose(boss, "delete", all="1").content.decode()
-    assert "More tasks match than one click acts on" in page
+    assert "Too many tasks match." in page
     choose(boss, "delete", all="1", confirmed="yes")
-    # The newest two were "Done", deleted, and "Waiting", which has not ended.
-    assert set(TaskRecord.objects.values_list("label", flat=True)) == {"Bad", "Worse", "Waiting"}
+    assert set(TaskRecord.objects.values_list("label", flat=True)) == {"Bad", "Waiting"}
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"action": "explode", "selected": ["1"]}, "Choose what to do"),
-        ({"action": "retry"}, "Select tasks first"),
-        ({"action": "retry", "selected": ["x"]}, "Select tasks first"),
-        ({"action": "retry", "selected": ["9" * 30]}, "Select tasks first"),
-        ({"action": "retry", "all": "1", "filter": "longer_than=soon"}, "Select tasks first"),
+        ({"action": "explode", "selected": ["1"]}, "No action selected"),
+        ({"action": "retry"}, "Tasks must be selected"),
+        ({"action": "retry", "selected": ["x"]}, "Tasks must be selected"),
+        ({"action": "retry", "selected": ["9" * 30]}, "Tasks must be selected"),
+        ({"action": "retry", "all": "1", "filter": "longer_than=soon"}, "Tasks must be selected"),
     ],
 )
 def test_nothing_is_done_without_a_choice(boss, four, data, words):
@@ -116,7 +145,7 @@ def test_one_acts_only_on_what_one_may_see(client_of, make_user, four, manager):
 def test_each_action_needs_its_permission(client_of, make_user, four, action):
     viewer = client_of(make_user("viewer", "view_taskrecord"))
     page = viewer.get(LIST).content.decode()
-    assert 'type="checkbox"' not in page
+    assert 'name="selected"' not in page
     assert choose(viewer, action, *four.values(), confirmed="yes").status_code == 403
     allowed = client_of(make_user("allowed", "view_taskrecord", f"{action}_taskrecord"))
     page = allowed.get(LIST).content.decode()
@@ -136,3 +165,19 @@ def test_a_button_beside_a_row_is_about_that_task_whatever_is_ticked(boss, four)
     assert "Delete: 1 task." in " ".join(page.replace("</strong>", "").split())
     assert f'name="selected" value="{four["Bad"].pk}"' in page
     assert f'name="selected" value="{four["Worse"].pk}"' not in page
+
+
+def test_records_that_other_data_protects_are_kept(boss, four, other_app):
+    apps.get_model("otherapp", "Invoice").objects.create(record=four["Bad"])
+    page = choose(boss, "delete", four["Bad"], four["Done"], confirmed="yes").content.decode()
+    assert "Delete: 1 task." in page
+    assert "Bad (other data refers to it)" in page
+    assert set(TaskRecord.objects.values_list("label", flat=True)) == {"Bad", "Worse", "Waiting"}
+    assert LogEntry.objects.get().object_repr == "Done"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_retry_that_fails_in_this_process_is_a_retry(boss, four, at_once):
+    page = choose(boss, "retry", four["Bad"], four["Worse"], confirmed="yes").content.decode()
+    assert "Retry: 2 tasks." in page
+    assert TaskRecord.objects.failed().filter(retry_of__isnull=False).count() == 2

@@ -1,24 +1,49 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from io import StringIO
 
 import pytest
+from django.apps import apps
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
-from django.utils import timezone
+from django.utils import timezone, translation
+from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule, Task
 
-from powercrud_dashboard.async_manager import AsyncManager
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskObject, TaskRecord
+from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
+from powercrud_dashboard.engine import cleanup, processes
+from powercrud_dashboard.exceptions import TaskAlreadyActive, WorkerLost
+from powercrud_dashboard.models import (
+    ActiveTask,
+    ConflictLock,
+    FailureReason,
+    TaskEvent,
+    TaskObject,
+    TaskRecord,
+    WorkerProcess,
+)
 from powercrud_dashboard.schedules import cleanup_async_artifacts
+from tests.workers import claimed_elsewhere, silence
 
-pytestmark = pytest.mark.django_db
+# Processes are not judged inside of a transaction of the caller's.
+pytestmark = pytest.mark.django_db(transaction=True)
 
 ADD = "tests.testapp.tasks.add"
 ONE = {"testapp.Project": {1}}
+
+
+@pytest.fixture(autouse=True)
+def _defaults(settings) -> None:
+    settings.POWERCRUD_SETTINGS = {}
 
 
 @pytest.fixture
@@ -30,7 +55,9 @@ def age(task_name: str, **delta: float) -> None:
     """Make a task look as if it was launched, and last heard of, earlier."""
     then = timezone.now() - timedelta(**delta)
     ActiveTask.objects.filter(task_name=task_name).update(queued_at=then)
-    ActiveTask.objects.filter(task_name=task_name).exclude(heartbeat_at=None).update(heartbeat_at=then)
+    # Of a task that is not sent, this is when it should have been.
+    ActiveTask.objects.filter(task_name=task_name, expires_at__isnull=False).update(expires_at=then)
+    WorkerProcess.objects.filter(tasks__task_name=task_name).update(heartbeat_at=then)
     TaskRecord.objects.filter(task_name=task_name).update(created_at=then)
 
 
@@ -38,7 +65,7 @@ def test_queued_and_living_tasks_are_left_alone(manager, launch):
     queued = launch()
     age(queued, days=30)
     running = manager.launch_async_task(ADD, 2)
-    ActiveTask.objects.claim_pending(running, host="elsewhere", pid=1)
+    claimed_elsewhere(running)
     summary = manager.cleanup_completed_tasks()
     assert summary["active_tasks"] == 2
     assert summary["cleaned"] == {}
@@ -48,7 +75,7 @@ def test_queued_and_living_tasks_are_left_alone(manager, launch):
 
 def test_a_silent_worker_elsewhere_is_lost(manager, launch, record_of):
     name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    claimed_elsewhere(name)
     age(name, seconds=31)
     summary = manager.cleanup_completed_tasks()
     assert summary["cleaned"][name]["reason"] == "worker lost"
@@ -65,69 +92,96 @@ def test_a_silent_worker_elsewhere_is_lost(manager, launch, record_of):
     assert not OrmQ.objects.exists()
 
 
-def test_a_worker_elsewhere_has_some_patience(manager, launch):
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_summary_says_what_waits_for_its_retry(manager, dry_run):
+    policy = RetryPolicy(1, retry_on=WorkerLost)
+    waits, ends = (
+        manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {number}}, retry=policy)
+        for number in range(2)
+    )
+    for name in (waits, ends):
+        claimed_elsewhere(name)
+    ActiveTask.objects.filter(task_name=ends).update(cancel_requested_at=timezone.now())
+    silence()
+    cleaned = manager.cleanup_completed_tasks(dry_run=dry_run)["cleaned"]
+    found = {name: (cleaned[name]["reason"], cleaned[name]["conflict_lock_keys"]) for name in (waits, ends)}
+    assert found == {waits: ("worker lost, waits for its retry", 0), ends: ("worker lost", 1)}
+    assert ConflictLock.objects.count() == (2 if dry_run else 1)
+    if not dry_run:
+        assert manager.cleanup_completed_tasks()["skipped"] == {waits: "task waits for its retry"}
+
+
+@pytest.mark.parametrize("minutes", [30, 61])
+@pytest.mark.parametrize("process", [("elsewhere", 1), (socket.gethostname(), os.getpid())], ids=["elsewhere", "here"])
+def test_a_worker_is_lost_after_the_timeout_whatever_its_process_id(settings, manager, launch, process, minutes):
+    """Containers use the same host names and process ids again."""
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_HEARTBEAT_TIMEOUT": 3_600}
     name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
-    age(name, seconds=20)
-    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    host, pid = process
+    claimed_elsewhere(name, host=host, pid=pid)
+    age(name, minutes=minutes)
+    assert bool(manager.cleanup_completed_tasks()["cleaned"]) == (minutes > 60)
 
 
-def test_a_silent_process_of_this_host_lives_as_long_as_it_exists(manager, launch, worker_here, dead_process):
+def test_a_process_that_beats_after_it_was_judged_is_not_declared_lost(manager, launch):
     name = launch()
-    worker_here(name)
-    age(name, minutes=5)
-    assert manager.cleanup_completed_tasks()["cleaned"] == {}
-    ActiveTask.objects.update(worker_pid=dead_process)
-    assert name in manager.cleanup_completed_tasks()["cleaned"]
-
-
-def test_even_a_living_process_is_given_up_after_the_longest_time(manager, launch, worker_here):
-    name = launch()
-    worker_here(name)
-    age(name, hours=2)
-    assert name in manager.cleanup_completed_tasks()["cleaned"]
-
-
-@pytest.fixture
-def worker_here():
-    from powercrud_dashboard.liveness import this_worker
-
-    def claim(name: str) -> None:
-        host, pid = this_worker()
-        assert ActiveTask.objects.claim_pending(name, host=host, pid=pid)
-
-    return claim
-
-
-@pytest.fixture
-def dead_process() -> int:
-    import subprocess
-    import sys
-
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_worker_that_shows_life_at_the_last_moment_is_not_given_up(manager, launch, monkeypatch):
-    name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
-    age(name, minutes=5)
-
-    def looks_lost_but_beats(active: ActiveTask) -> bool:
-        assert ActiveTask.objects.all().beat(active)
-        return True
-
-    monkeypatch.setattr("powercrud_dashboard.cleanup.is_lost", looks_lost_but_beats)
+    worker = claimed_elsewhere(name)
+    silence()
+    judged = WorkerProcess.objects.get()
+    assert WorkerProcess.objects.beat(worker.pk)
+    assert not WorkerProcess.objects.declare_lost(judged)
     assert manager.cleanup_completed_tasks()["cleaned"] == {}
     assert ConflictLock.objects.exists()
 
 
+def test_a_task_that_has_passed_on_since_it_was_judged_is_not_given_up(manager, launch):
+    name = launch()
+    claimed_elsewhere(name)
+    silence()
+    [lost] = processes.find_lost()
+    second = WorkerProcess.objects.create(identity="second", host="elsewhere", pid=2)
+    assert ActiveTask.objects.take_over(lost, worker=second.pk)
+    assert not cleanup.give_up(manager, lost, FailureReason.WORKER_LOST)
+    assert ActiveTask.objects.get().worker == second
+    assert ConflictLock.objects.exists()
+
+
+def test_a_lost_process_has_no_heartbeat_any_more(launch):
+    name = launch()
+    worker = claimed_elsewhere(name)
+    silence()
+    assert [active.task_name for active in processes.find_lost()] == [name]
+    assert not WorkerProcess.objects.beat(worker.pk)
+
+
+def test_rows_of_processes_are_deleted_when_nobody_needs_them(manager, launch):
+    name = launch()
+    claimed_elsewhere(name, host="lost")
+    WorkerProcess.objects.create(identity="idle", host="idle", pid=1)
+    silence()
+    manager.cleanup_completed_tasks()
+    # A lost process is shown for a day.
+    assert [process.host for process in WorkerProcess.objects.all()] == ["lost"]
+    WorkerProcess.objects.update(lost_at=timezone.now() - timedelta(days=2))
+    manager.cleanup_completed_tasks()
+    assert not WorkerProcess.objects.exists()
+
+
 def test_locks_of_a_lost_worker_give_way_to_the_next_launch(manager, launch, record_of):
     lost = launch()
-    ActiveTask.objects.claim_pending(lost, host="elsewhere", pid=1)
+    claimed_elsewhere(lost)
     age(lost, minutes=5)
     assert launch()
+    assert record_of(lost).failure_reason == "worker_lost"
+
+
+def test_the_unique_key_of_a_lost_worker_gives_way_to_the_next_launch(manager, record_of):
+    lost = manager.launch_async_task(ADD, 1, unique_key="nightly")
+    claimed_elsewhere(lost)
+    with pytest.raises(TaskAlreadyActive):
+        manager.launch_async_task(ADD, 1, unique_key="nightly")
+    age(lost, minutes=5)
+    assert manager.launch_async_task(ADD, 1, unique_key="nightly")
     assert record_of(lost).failure_reason == "worker_lost"
 
 
@@ -151,10 +205,10 @@ def test_a_task_that_was_never_sent_is_found(manager, launch, record_of):
 def test_what_a_plain_manager_left_is_counted_as_it_is():
     name = AsyncManager().launch_async_task(ADD, 1)
     AsyncManager().update_progress(name, "under way")
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    claimed_elsewhere(name)
     age(name, minutes=5)
     found = AsyncManager().cleanup_completed_tasks()["cleaned"][name]
-    assert (found["progress_entries"], found["dashboard_records"], found["conflict_lock_keys"]) == (1, 0, 0)
+    assert (found["progress_entries"], found["dashboard_records"], found["conflict_lock_keys"]) == (1, 1, 0)
 
 
 def test_expired_reservations_go(settings, manager):
@@ -181,7 +235,8 @@ def test_records_without_a_task_are_closed_from_what_django_q_knows(
     manager, launch, record_of, success, result, status, error
 ):
     name = launch()
-    ActiveTask.objects.end(ActiveTask.objects.get())
+    with transaction.atomic():
+        ActiveTask.objects.end(ActiveTask.objects.get())
     age(name, minutes=2)
     if success is not None:
         now = timezone.now()
@@ -192,9 +247,18 @@ def test_records_without_a_task_are_closed_from_what_django_q_knows(
     assert record.result == (5 if success else None)
 
 
+def test_a_dry_run_declares_no_process_lost(manager, launch):
+    worker = claimed_elsewhere(launch())
+    silence()
+    summary = manager.cleanup_completed_tasks(dry_run=True)
+    assert [found["reason"] for found in summary["cleaned"].values()] == ["worker lost"]
+    worker.refresh_from_db()
+    assert worker.lost_at is None
+
+
 def test_a_dry_run_changes_nothing(manager, launch, record_of):
     name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    claimed_elsewhere(name)
     age(name, minutes=5)
     out = StringIO()
     call_command("pcrud_cleanup_async", dry_run=True, stdout=out)
@@ -208,15 +272,50 @@ def test_the_command_prints_json(manager, launch):
     out = StringIO()
     call_command("pcrud_cleanup_async", json=True, stdout=out)
     summary = json.loads(out.getvalue())
-    assert set(summary) == {"active_tasks", "cleaned", "skipped", "orphaned_locks", "pruned_records"}
+    assert set(summary) == {
+        *("active_tasks", "cleaned", "cleaned_count", "skipped", "skipped_count"),
+        *("orphaned_locks", "pruned_records"),
+    }
     assert summary["active_tasks"] == 1
+
+
+def test_the_command_speaks_one_language(launch):
+    name = launch()
+    out = StringIO()
+    with translation.override("de"):
+        call_command("pcrud_cleanup_async", stdout=out)
+    assert f"{name}: task is queued" in out.getvalue()
 
 
 def test_the_scheduled_function_cleans_up(launch):
     name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    claimed_elsewhere(name)
     age(name, minutes=5)
     assert name in cleanup_async_artifacts()["cleaned"]
+
+
+def test_the_scheduled_function_needs_no_manager_of_the_projects_own(settings, launch):
+    name = launch()
+    claimed_elsewhere(name)
+    age(name, minutes=5)
+    settings.POWERCRUD_SETTINGS = {"ASYNC_MANAGER_DEFAULT": {"manager_class": f"{__name__}.DemandingManager"}}
+    assert name in cleanup_async_artifacts()["cleaned"]
+
+
+def test_a_summary_names_the_first_tasks_and_counts_all(manager, settings):
+    tasks = [manager.launch_async_task(ADD, number) for number in range(110)]
+    settings.POWERCRUD_SETTINGS = {"CONFLICT_TTL": 0}
+    for number in range(120):
+        assert manager.add_conflict_ids(f"reservation {number}", {"testapp.Project": {number}})
+    out = StringIO()
+    call_command("pcrud_cleanup_async", dry_run=True, stdout=out)
+    assert "Would clean up: 120\n" in out.getvalue()
+    assert "  and 20 more\nSkipped: 110\n" in out.getvalue()
+    assert "  and 10 more\nOrphaned locks: 0\n" in out.getvalue()
+    summary = cleanup_async_artifacts()
+    assert (summary["cleaned_count"], len(summary["cleaned"])) == (120, 100)
+    assert (summary["skipped_count"], len(summary["skipped"])) == (110, 100)
+    assert summary["skipped"].keys() <= {*tasks}
 
 
 def test_the_schedule_is_made_once(settings):
@@ -242,6 +341,13 @@ def test_history_is_pruned_by_status(settings, manager, record_of):
     assert TaskObject.objects.count() == 1
 
 
+@pytest.mark.parametrize("days", [1_000_000, 1e300, float("nan"), -5, "7"])
+def test_a_retention_that_is_no_number_of_days_keeps_all(settings, manager, days):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": days}}
+    manager.launch_async_task(ADD, 1, sync=True)
+    assert manager.cleanup_completed_tasks()["pruned_records"] == 0
+
+
 def test_the_first_tries_of_a_chain_are_pruned_before_its_last(settings, manager, record_of):
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": 7}}
     names = [manager.launch_async_task(ADD, 1, sync=True)]
@@ -259,19 +365,259 @@ def test_the_first_tries_of_a_chain_are_pruned_before_its_last(settings, manager
 @pytest.mark.parametrize("delta", [{"hours": 1}, {"hours": -1}])
 def test_a_clock_that_was_set_gives_nobody_up(manager, launch, monkeypatch, delta):
     name = launch()
-    ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    claimed_elsewhere(name)
     age(name, **delta)
 
     def beat_meanwhile(seconds: float) -> None:
-        ActiveTask.objects.update(heartbeat_at=timezone.now(), beats=F("beats") + 1)
+        WorkerProcess.objects.update(heartbeat_at=timezone.now(), beats=F("beats") + 1)
 
-    monkeypatch.setattr("powercrud_dashboard.liveness.time.sleep", beat_meanwhile)
+    monkeypatch.setattr(time, "sleep", beat_meanwhile)
     assert manager.cleanup_completed_tasks()["cleaned"] == {}
 
 
-def test_nor_does_it_keep_a_lost_worker(manager, launch, worker_here, dead_process):
+def test_nor_does_it_keep_a_lost_worker(manager, launch):
     name = launch()
-    worker_here(name)
-    ActiveTask.objects.update(worker_pid=dead_process)
+    claimed_elsewhere(name)
     age(name, hours=-1)
     assert name in manager.cleanup_completed_tasks()["cleaned"]
+
+
+# One bad row stops nothing
+
+
+class DemandingManager(AsyncManager):
+    """Can't be made without a configuration that nobody has kept."""
+
+    def __init__(self, config):
+        super().__init__(config)
+
+
+BAD_ROWS = {
+    "a policy that names a module": {"policy": {"max_retries": 1, "retry_on": ["tests.testapp.tasks"]}},
+    "a policy that names nothing": {"policy": {"max_retries": 1, "retry_on": ["no_such_module.Error"]}},
+    "a key of a later release": {"policy": {"max_retries": 0, "jitter": 0.5}},
+    "a policy in an unknown form": {"policy": {"max_retries": "many"}},
+    "a policy that is a list": {"policy": ["max_retries"]},
+    "a manager that can't be made": {"manager_class": f"{__name__}.DemandingManager"},
+    "a manager that is gone": {"manager_class": "no_such_module.Manager"},
+    "a configuration that it does not take": {"manager_config": {"tone": "polite"}},
+}
+
+
+@pytest.mark.parametrize("columns", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_lost_task_is_ended_whatever_its_row_has_in_it(manager, launch, record_of, columns):
+    name = launch()
+    claimed_elsewhere(name)
+    ActiveTask.objects.update(**columns)
+    silence()
+    assert name in manager.cleanup_completed_tasks()["cleaned"]
+    assert record_of(name).failure_reason == "worker_lost"
+    assert not ConflictLock.objects.exists()
+
+
+@contextmanager
+def refusing(table: str, operation: str, condition: str) -> Iterator[None]:
+    """Let the database refuse an operation on some rows of a table, for a reason that nobody knows of."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'this row is bad'; END $$"
+            )
+            cursor.execute(
+                f"CREATE TRIGGER refuse BEFORE {operation} ON {table} FOR EACH ROW WHEN ({condition}) "
+                "EXECUTE FUNCTION refuse()"
+            )
+        else:
+            cursor.execute(
+                f"CREATE TRIGGER refuse BEFORE {operation} ON {table} FOR EACH ROW WHEN {condition} "
+                "BEGIN SELECT RAISE(ABORT, 'this row is bad'); END"
+            )
+        try:
+            yield
+        finally:
+            cursor.execute(f"DROP TRIGGER refuse{f' ON {table}' if connection.vendor == 'postgresql' else ''}")
+            if connection.vendor == "postgresql":
+                cursor.execute("DROP FUNCTION refuse()")
+
+
+def refusing_to_end(name: str) -> AbstractContextManager[None]:
+    return refusing(ActiveTask._meta.db_table, "DELETE", f"OLD.task_name = '{name}'")
+
+
+def test_a_task_that_can_not_be_ended_keeps_no_other(manager, caplog):
+    names = [manager.launch_async_task(ADD, number, task_key=f"task-{number}") for number in range(3)]
+    for name in names:
+        claimed_elsewhere(name)
+    silence()
+    with refusing_to_end("task-0"):
+        assert set(manager.cleanup_completed_tasks()["cleaned"]) == {"task-1", "task-2"}
+    assert "this row is bad" in caplog.text
+
+
+def test_a_reservation_that_can_not_be_ended_keeps_no_other(settings, manager, caplog):
+    settings.POWERCRUD_SETTINGS = {"CONFLICT_TTL": 0}
+    for number in range(3):
+        manager.add_conflict_ids(f"reservation-{number}", {"testapp.Project": {number}})
+    with refusing_to_end("reservation-0"):
+        assert set(manager.cleanup_completed_tasks()["cleaned"]) == {"reservation-1", "reservation-2"}
+    assert "this row is bad" in caplog.text
+
+
+def test_a_stale_holder_that_can_not_be_ended_keeps_no_other(settings, manager):
+    settings.POWERCRUD_SETTINGS = {"CONFLICT_TTL": 0}
+    for number in range(2):
+        manager.add_conflict_ids(f"reservation-{number}", {"testapp.Project": {number}})
+    with refusing_to_end("reservation-0"):
+        assert AsyncManager().launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {1}})
+
+
+def test_a_launch_gets_past_more_stale_holders_than_an_error_names(settings, manager):
+    settings.POWERCRUD_SETTINGS = {"CONFLICT_TTL": 0}
+    for number in range(50):
+        AsyncManager().add_conflict_ids("reserved", {"testapp.Project": {number}})
+    assert manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": range(50)})
+
+
+# Records that the project refers to
+
+
+@pytest.fixture
+def expire(settings, manager):
+    """Make records that are past their retention; return their keys."""
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": 7}}
+
+    def make(count: int) -> list[int]:
+        then = timezone.now() - timedelta(days=8)
+        TaskRecord.objects.bulk_create(
+            TaskRecord(task_name=f"old-{number}", label="old", func=ADD, status="success", finished_at=then)
+            for number in range(count)
+        )
+        return list(TaskRecord.objects.order_by("pk").values_list("pk", flat=True))
+
+    return make
+
+
+def test_what_the_project_protects_is_kept_and_the_rest_is_pruned(manager, expire, other_app):
+    pks = expire(6)
+    for model, pk in zip(("Invoice", "Approval", "Comment", "Batch"), pks, strict=False):
+        apps.get_model("otherapp", model).objects.create(record_id=pk)
+    assert manager.cleanup_completed_tasks()["pruned_records"] == 4
+    assert set(TaskRecord.objects.values_list("pk", flat=True)) == set(pks[:2])
+    assert not apps.get_model("otherapp", "Comment").objects.exists()
+    assert apps.get_model("otherapp", "Batch").objects.get().record_id is None
+
+
+def test_what_goes_with_a_record_may_be_protected_itself(manager, expire, other_app):
+    comment = apps.get_model("otherapp", "Comment").objects.create(record_id=expire(3)[1])
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE protected (comment_id bigint REFERENCES otherapp_comment (id))")
+        cursor.execute("INSERT INTO protected VALUES (%s)", [comment.pk])
+    try:
+        assert manager.cleanup_completed_tasks()["pruned_records"] == 2
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE protected")
+
+
+def test_a_record_that_the_database_refuses_to_delete_keeps_no_other(settings, manager, expire):
+    pks = expire(5)
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": 7, "failed": 7}}
+    TaskRecord.objects.filter(pk=pks[4]).update(status="failed")
+    with refusing(TaskRecord._meta.db_table, "DELETE", f"OLD.id = {pks[1]}"):
+        assert manager.cleanup_completed_tasks()["pruned_records"] == 4
+    assert TaskRecord.objects.get().pk == pks[1]
+
+
+def test_a_blocked_batch_does_not_keep_later_ones(manager, expire, monkeypatch):
+    monkeypatch.setattr(cleanup, "DELETED_AT_ONCE", 20)
+    pks = expire(2 * cleanup.DELETED_AT_ONCE)
+    blocked = pks[: cleanup.DELETED_AT_ONCE]
+    with connection.cursor() as cursor:
+        # Django knows nothing of this table.
+        cursor.execute(
+            "CREATE TABLE ledger (record_id bigint REFERENCES powercrud_dashboard_taskrecord (id) "
+            "DEFERRABLE INITIALLY DEFERRED)"
+        )
+        cursor.executemany("INSERT INTO ledger VALUES (%s)", [[pk] for pk in blocked])
+    try:
+        assert manager.cleanup_completed_tasks()["pruned_records"] == cleanup.DELETED_AT_ONCE
+        assert set(TaskRecord.objects.values_list("pk", flat=True)) == set(blocked)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE ledger")
+
+
+def test_a_step_that_fails_keeps_no_other(settings, manager, launch, monkeypatch, caplog):
+    """The broker may be in another database, which is away."""
+    settings.POWERCRUD_SETTINGS = {"CONFLICT_TTL": 0}
+    manager.add_conflict_ids("expired", ONE)
+    monkeypatch.setattr(Conf, "ORM", "no-such-database")
+    assert "expired" in manager.cleanup_completed_tasks()["cleaned"]
+    assert "A step of the cleanup failed" in caplog.text
+
+
+@pytest.fixture
+def bound_on_the_server() -> Iterator[None]:
+    """Have PostgreSQL bind the parameters, of which it then takes 65,535."""
+    connection.close()
+    options = connection.settings_dict["OPTIONS"]
+    if connection.vendor == "postgresql":
+        options["server_side_binding"] = True
+    yield
+    connection.close()
+    options.pop("server_side_binding", None)
+
+
+@pytest.mark.long
+def test_a_queue_may_be_longer_than_a_statement_has_parameters(manager, launch, bound_on_the_server):
+    queued = ActiveTask.objects.get(task_name=launch())
+    count = (connection.features.max_query_params or 65_535) + 1
+    if count > 100_000:
+        pytest.skip("SQLite takes more parameters here than a test should make rows")
+    long_ago = timezone.now() - timedelta(minutes=10)
+    ActiveTask.objects.bulk_create(
+        (
+            ActiveTask(
+                task_name=f"task-{number}",
+                state="pending",
+                queue_receipt=str(10**6 if number == count // 2 else queued.queue_receipt),
+                sent_at=long_ago,
+                queued_at=long_ago,
+            )
+            for number in range(count)
+        ),
+        batch_size=1_000,
+    )
+    summary = manager.cleanup_completed_tasks(dry_run=True)
+    assert list(summary["cleaned"]) == [f"task-{count // 2}"]
+
+
+def test_a_task_may_have_more_objects_than_a_statement_has_parameters(manager, settings, bound_on_the_server):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_OBJECT_LIMIT": 12_000}
+    name = manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": range(70_000)})
+    manager.add_conflict_ids("mine", {"testapp.Document": [uuid.uuid4() for _ in range(70_000)]})
+    assert ConflictLock.objects.filter(active_task__task_name=name).count() == 70_000
+    assert len(manager.check_conflict({"testapp.Project": range(70_000)})) == 70_000
+    assert manager.cancel_task(name)
+    assert TaskRecord.objects.get().objects_worked_on.count() == 12_000
+
+
+def test_a_long_transaction_is_no_lost_launch(manager, launch):
+    """The row says when it was written, which is long before its commit; a broker elsewhere gets it after that."""
+    name = launch()
+    ActiveTask.objects.update(sent_at=None, queue_receipt="", queued_at=timezone.now() - timedelta(minutes=30))
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}
+    assert ActiveTask.objects.get().task_name == name
+
+
+def test_a_task_that_is_queued_again_has_the_time_anew(manager, launch):
+    name = launch(retry=RetryPolicy(max_retries=1, retry_on=[WorkerLost]))
+    ActiveTask.objects.update(sent_at=None, queue_receipt="")
+    manager.cleanup_completed_tasks()
+    claimed_elsewhere(name)
+    age(name, minutes=5)
+    manager.cleanup_completed_tasks()
+    assert manager.run_task_now(name)
+    ActiveTask.objects.update(sent_at=None, queue_receipt="")
+    assert manager.cleanup_completed_tasks()["cleaned"] == {}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def test_the_code_in_the_docs_is_python_and_its_imports_exist(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         for node in ast.walk(ast.parse(block.replace("[...,", "[0,"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("powercrud_dashboard"):
+                if node.module == "powercrud_dashboard.contrib.powercrud" and find_spec("powercrud") is None:
+                    # tests/powercrud/ imports it.
+                    continue
                 exec(f"from {node.module} import {', '.join(name.name for name in node.names)}", {})
 
 

@@ -12,7 +12,7 @@ from django.contrib import admin
 from django.contrib.admin.sites import all_sites
 from django.urls import include, path
 
-from powercrud_dashboard.models import ConflictLock, TaskRecord
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from tests.testapp.models import Project
 
 pytestmark = pytest.mark.django_db
@@ -97,8 +97,8 @@ def test_one_object_at_a_time(serve, projects, at_once):
     assert record.objects_worked_on.get(outcome="failed").error == "ValueError: It has no name."
 
 
-def test_parameters_and_a_question_first(serve, projects, at_once):
-    [block] = blocks_under("Parameters, and a question first")
+def test_parameters_and_confirmation(serve, projects, at_once):
+    [block] = blocks_under("Parameters and confirmation")
     client = serve(block)
     assert choose(client, "rename", projects, **{"pcrud-confirmed": "1", "pcrud-prefix": ""}) is None
     choose(client, "rename", projects[:1], **{"pcrud-confirmed": "1", "pcrud-prefix": "old"})
@@ -117,6 +117,18 @@ def test_large_selections(serve, make_projects):
     assert TaskRecord.objects.exclude(group="").count() == 0
     choose(client, "archive", make_projects(501))
     assert sorted(TaskRecord.objects.exclude(group="").values_list("affected_count", flat=True)) == [1, 500]
+
+
+def test_retries(serve, projects):
+    [block] = blocks_under("Retries")
+    client = serve(block)
+    choose(client, "archive", projects[:1])
+    choose(client, "publish", projects[1:])
+    policies = ActiveTask.objects.order_by("pk").values_list("policy", flat=True)
+    assert [(policy["max_retries"], policy["backoff"], policy["retry_on"]) for policy in policies] == [
+        (3, 30, []),
+        (5, 60, ["builtins.ConnectionError"]),
+    ]
 
 
 def test_task_functions(serve, projects, at_once, monkeypatch):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from powercrud_dashboard.models.text import message_pattern
+from powercrud_dashboard.text import message_pattern
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from powercrud_dashboard.models.text import message_pattern
         ("m.E", "first line\nlast line 3\n\n", "E: last line …"),
         ("m.Timeout", "Timeout: after 5 s", "Timeout: after … s"),
         ("m.E", "", "E"),
+        ("m.E", "['blanks ']", "E: blanks"),
         ("", "", ""),
         ("", "Worker lost", "Worker lost"),
     ],
@@ -32,3 +33,7 @@ def test_errors_of_one_kind_have_one_pattern(kind, message, pattern):
 
 def test_a_long_message_is_cut():
     assert len(message_pattern("m.E", "word " * 1_000, 255)) <= 255
+
+
+def test_a_number_that_python_does_not_print_breaks_nothing():
+    assert message_pattern("m.E", f"[0x{'f' * 9_000}]", 255).startswith("E: [")

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from powercrud_dashboard.dashboard import triage
+from powercrud_dashboard.dashboard.views import failures as failures_page
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatus
 
 pytestmark = pytest.mark.django_db
@@ -66,8 +66,8 @@ def test_failures_of_one_cause_are_one_row(client_of, superuser, failures):
     page = client_of(superuser).get(FAILURES).content.decode()
     rows = rows_of(page)
     assert [(row[0].split(" builtins")[0], row[1], row[2]) for row in rows] == [
-        ("ValueError: row … has no price", "tests.testapp.tasks.add", "3"),
-        ("ValueError: row … has no price", "billing.tasks.close_year", "1"),
+        ("ValueError: row … has no price", "tests.testapp.tasks.add What changed?", "3"),
+        ("ValueError: row … has no price", "billing.tasks.close_year What changed?", "1"),
     ]
     assert f'href="{LIST}{failures[2].pk}/change/"' in page
 
@@ -80,7 +80,7 @@ def test_the_window_is_chosen(client_of, superuser, failures, within, counts):
 
 def test_one_function_alone(client_of, superuser, failures):
     page = client_of(superuser).get(FAILURES, {"function": "billing.tasks.close_year"}).content.decode()
-    assert [row[1] for row in rows_of(page)] == ["billing.tasks.close_year"]
+    assert [row[1] for row in rows_of(page)] == ["billing.tasks.close_year What changed?"]
     assert f'href="{FAILURES}?"' in page or f'href="{FAILURES}"' in page
 
 
@@ -127,7 +127,7 @@ def test_a_group_without_a_pattern_has_no_buttons_as_nothing_would_find_it(clien
     page = client_of(superuser).get(FAILURES).content.decode()
     assert rows_of(page)[1][0].startswith("(no message)")
     assert rows_of(page)[1][5] == ""
-    assert rows_of(page)[0][5] == "Retry all Delete all"
+    assert rows_of(page)[0][5] == "Retry all Dismiss all Delete all"
 
 
 def test_failures_without_a_word_are_a_group_by_their_reason(manager, record_of):
@@ -152,22 +152,25 @@ def test_staff_see_the_failures_of_their_own_tasks(client_of, make_user, failure
 
 
 def test_an_empty_page_says_so(client_of, superuser):
-    assert "Nothing failed in this time." in client_of(superuser).get(FAILURES).content.decode()
+    client = client_of(superuser)
+    assert "No failure is open in this period." in client.get(FAILURES).content.decode()
+    assert "No such failure in this period." in client.get(FAILURES, {"resolution": "dismissed"}).content.decode()
+    assert "No task failed in this period." in client.get(FAILURES, {"resolution": "all"}).content.decode()
 
 
 def test_a_page_that_leaves_failures_out_says_so(client_of, superuser, failures, monkeypatch):
     client = client_of(superuser)
-    assert "There are more failures" not in client.get(FAILURES).content.decode()
-    monkeypatch.setattr(triage, "CONSIDERED", 2)
+    assert "too many failures" not in client.get(FAILURES).content.decode()
+    monkeypatch.setattr(failures_page, "MAX_FAILURES", 2)
     page = client.get(FAILURES).content.decode()
-    assert "There are more failures" in page
+    assert "too many failures" in page
     assert sum(int(row[2]) for row in rows_of(page)) == 2
 
 
 def test_an_unchanged_refresh_has_no_body(client_of, superuser, failures, django_assert_max_num_queries):
     client = client_of(superuser)
     shown = client.get(FAILURES)
-    headers = {"hx-request": "true", "x-pcrud-state": shown.context["state"]}
+    headers = {"hx-request": "true", "x-pcrud-state": shown.context["version"]}
     # Session and user, and one for the news.
     with django_assert_max_num_queries(3):
         assert client.get(FAILURES, headers=headers).status_code == 204

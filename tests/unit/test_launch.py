@@ -5,16 +5,19 @@ import math
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
-from django.db import transaction
-from django.db.models.sql.compiler import SQLInsertCompiler
+from django.db import connection, transaction
+from django_q.brokers import get_broker
 from django_q.conf import Conf
 from django_q.models import OrmQ, Task
+from django_q.signals import pre_enqueue
 
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.exceptions import TaskConflict, TaskNameTaken, UnimportableCallable
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskRecord
+from tests import work
 from tests.testapp import tasks
+from tests.workers import meanwhile
 
 pytestmark = pytest.mark.django_db
 
@@ -50,15 +53,11 @@ def test_a_queued_task_is_recorded_before_anything_runs(manager, superuser, reco
     assert manager.get_active_tasks() == {name}
 
 
-def test_a_launch_has_django_write_no_insert_of_ours_anew(manager, monkeypatch):
+def test_a_launch_has_django_write_no_insert_of_ours_anew(manager):
     manager.launch_async_task(ADD, 1)
-    written = []
-    as_sql = SQLInsertCompiler.as_sql
-    monkeypatch.setattr(
-        SQLInsertCompiler, "as_sql", lambda compiler: written.append(compiler.query.model) or as_sql(compiler)
-    )
-    manager.launch_async_task(ADD, 2)
-    assert written == [OrmQ]
+    assert OrmQ in work.compiled_models(lambda: manager.launch_async_task(ADD, 2))
+    # The second tells of the queue entry, as Django writes that each time.
+    assert not {ActiveTask, TaskRecord, TaskEvent} & {*work.compiled_models(lambda: manager.launch_async_task(ADD, 3))}
 
 
 def test_a_launch_with_its_record_takes_few_statements(manager, django_assert_max_num_queries):
@@ -67,10 +66,53 @@ def test_a_launch_with_its_record_takes_few_statements(manager, django_assert_ma
         manager.launch_async_task(ADD, 1)
 
 
-def test_without_a_subclass_no_history_is_kept():
-    name = AsyncManager().launch_async_task(ADD, 1)
-    assert ActiveTask.objects.get(task_name=name).manager_class == "powercrud_dashboard.async_manager.AsyncManager"
+def test_tasks_of_a_plain_manager_are_recorded(record_of):
+    name = AsyncManager().launch_async_task(ADD, 1, sync=True)
+    record = record_of(name)
+    assert record.manager_class == "powercrud_dashboard.async_manager.AsyncManager"
+    assert (record.status, record.result) == ("success", 1)
+    assert list(record.events.values_list("event", flat=True)) == ["create", "start", "complete", "cleanup"]
+
+
+@pytest.mark.parametrize("manager_class", [AsyncManager, DashboardAsyncManager])
+def test_without_a_recorder_no_history_is_kept(settings, manager_class):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RECORDER": None}
+    manager = manager_class()
+    name = manager.launch_async_task(ADD, 1)
+    assert manager.get_task_status(name) == "pending"
     assert not TaskRecord.objects.exists()
+    assert manager.cancel_task(name)
+
+
+class MarkingRecorder(DashboardAsyncManager):
+    def record_lifecycle_events(self, task_name, events):
+        super().record_lifecycle_events(task_name, events)
+        TaskRecord.objects.filter(task_name=task_name).update(cluster="marked")
+
+
+def test_a_recorder_of_the_projects_own_hears_of_all_tasks(settings, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RECORDER": f"{__name__}.MarkingRecorder"}
+    assert record_of(AsyncManager().launch_async_task(ADD, 1)).cluster == "marked"
+
+
+class DemandingRecorder(DashboardAsyncManager):
+    def __init__(self, channel):
+        super().__init__()
+
+
+def test_a_recorder_that_can_not_be_made_costs_no_record(settings, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RECORDER": f"{__name__}.DemandingRecorder"}
+    assert record_of(AsyncManager().launch_async_task(ADD, 1)).status == "pending"
+
+
+def test_a_user_may_be_given_as_a_key_or_a_text(manager, record_of, superuser):
+    by_key = record_of(manager.launch_async_task(ADD, 1, user=superuser.pk))
+    assert (by_key.user, by_key.user_label) == (superuser, "boss")
+    by_text_key = record_of(manager.launch_async_task(ADD, 1, user=str(superuser.pk)))
+    assert by_text_key.user == superuser
+    by_text = record_of(manager.launch_async_task(ADD, 1, user="nightly import"))
+    assert (by_text.user, by_text.user_label) == (None, "nightly import")
+    assert ActiveTask.objects.get(task_name=by_text.task_name).user is None
 
 
 def test_anonymous_visitors_are_nobody(manager, record_of):
@@ -161,6 +203,27 @@ def test_a_refused_launch_leaves_nothing(manager):
     assert OrmQ.objects.count() == 1
 
 
+def test_who_hears_of_messages_hears_of_none_of_a_refused_launch(manager):
+    heard: list[str] = []
+
+    def hear(sender, task, **kwargs):
+        heard.append(task["name"])
+
+    pre_enqueue.connect(hear)
+    try:
+        name = manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {1}})
+        with pytest.raises(TaskConflict):
+            manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {1}})
+        with pytest.raises(TaskNameTaken):
+            manager.launch_async_task(ADD, 1, task_key=name)
+    finally:
+        pre_enqueue.disconnect(hear)
+    assert heard == [name]
+    active = ActiveTask.objects.get()
+    assert active.queue_receipt == str(OrmQ.objects.get().pk)
+    assert active.sent_at
+
+
 def test_a_launch_in_a_transaction_is_part_of_it(manager):
     with transaction.atomic():
         manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": {1}})
@@ -239,14 +302,56 @@ def test_results_that_django_q_does_not_keep_are_recorded(manager, record_of, op
 
 
 def test_a_subclass_is_used_in_the_worker_with_its_config(record_of):
-    name = ConfiguredManager({"tone": "polite"}).launch_async_task(ADD, 1, sync=True)
+    name = ConfiguredManager(config={"tone": "polite"}).launch_async_task(ADD, 1, sync=True)
     assert record_of(name).manager_class == f"{__name__}.ConfiguredManager"
     assert [seen for seen in ConfiguredManager.seen if seen[0] == "complete"] == [("complete", {"tone": "polite"})]
 
 
+def test_its_config_is_there_in_every_later_call_for_the_task(record_of, superuser):
+    ConfiguredManager.seen.clear()
+    name = ConfiguredManager(config={"tone": "polite"}).launch_async_task(ADD, 1)
+    # By others, who know nothing of it.
+    DashboardAsyncManager().cancel_task(name, user=superuser)
+    record = record_of(name)
+    AsyncManager.resolve_manager(record.manager_class, record.manager_config).retry_task(name)
+    assert {str(config) for _event, config in ConfiguredManager.seen} == {"{'tone': 'polite'}"}
+    assert [event for event, _config in ConfiguredManager.seen] == ["create", "cancel", "cleanup", "create", "retry"]
+
+
+def test_a_config_is_plain_json():
+    with pytest.raises(TypeError, match="kept as JSON"):
+        ConfiguredManager(config={"tone": object()}).launch_async_task(ADD, 1)
+
+
+def test_a_manager_without_a_path_is_of_the_class_that_was_asked():
+    assert type(ConfiguredManager.resolve_manager()) is ConfiguredManager
+    assert type(ConfiguredManager.resolve_manager(None, {"tone": "polite"})) is ConfiguredManager
+    assert type(AsyncManager.resolve_manager()) is DashboardAsyncManager
+
+
+def test_an_option_of_django_q2_may_be_given_by_itself(manager, record_of):
+    record = record_of(manager.launch_async_task(ADD, 1, sync=True, save=False))
+    assert record.status == "success"
+    assert not Task.objects.exists()
+    broker = get_broker("another-queue")
+    manager.launch_async_task(ADD, 1, broker=broker)
+    assert OrmQ.objects.get().key == broker.list_key
+
+
 class ConfiguredManager(DashboardAsyncManager):
+    def __init__(self, *, config=None):
+        super().__init__(config)
+
     seen: list[tuple[str, dict]] = []
 
     def async_task_lifecycle(self, event, task_name, **payload):
         super().async_task_lifecycle(event, task_name, **payload)
         self.seen.append((event, self.config))
+
+
+def test_a_task_whose_unique_key_becomes_free_in_this_moment_is_launched(manager):
+    other = manager.launch_async_task(ADD, 1, unique_key="nightly")
+    look = f"SELECT {connection.ops.quote_name(ActiveTask._meta.db_table)}"
+    with meanwhile(lambda: manager.cancel_task(other), before=look):
+        name = manager.launch_async_task(ADD, 1, unique_key="nightly", task_key="named")
+    assert manager.get_active_tasks() == {name}

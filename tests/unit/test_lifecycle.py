@@ -1,17 +1,32 @@
 from __future__ import annotations
 
+import json
+import os
+import re
+import sys
+import threading
+
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
+from django.db.backends.signals import connection_created
+from django.utils import timezone
+from django_q.models import OrmQ
 
-from powercrud_dashboard import lifecycle, signals
-from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard import signals
+from powercrud_dashboard.async_context import get_current_task, task_context, track
+from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
-from powercrud_dashboard.recording import to_json
-from powercrud_dashboard.worker.task import claim
+from powercrud_dashboard.engine import lifecycle, processes
+from powercrud_dashboard.engine.values import to_json
+from powercrud_dashboard.exceptions import TaskCancelled, WorkerLost
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
+from powercrud_dashboard.text import MAX_DEPTH
+from powercrud_dashboard.worker import heartbeat
+from tests.services import wait_until
 from tests.testapp import tasks
 from tests.testapp.models import Project
+from tests.workers import claimed_elsewhere, deliver
 
 pytestmark = pytest.mark.django_db
 
@@ -58,6 +73,48 @@ def test_a_hook_that_raises_breaks_nothing_and_is_shown(record_of, caplog):
     assert "Traceback" in caplog.text
     assert not Project.objects.exists()
     assert not ConflictLock.objects.exists()
+
+
+class ExitingManager(DashboardAsyncManager):
+    """Its hooks end the process, as code that was written as a program does."""
+
+    def async_task_lifecycle(self, event, task_name, **payload):
+        raise SystemExit(f"no {event} for you")
+
+    def handle_task_completion(self, task, task_name):
+        raise SystemExit(3)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_hook_that_exits_ends_neither_the_launch_nor_the_task(record_of):
+    record = record_of(ExitingManager().launch_async_task(ADD, 1, sync=True))
+    assert (record.status, record.result) == ("success", 1)
+    shown = record.events.filter(event="hook_error").values_list("message", flat=True)
+    assert len(shown) == 5
+    assert "SystemExit: no create for you" in shown[0]
+
+
+class ForkingManager(DashboardAsyncManager):
+    """Its hook forks a child that returns, or exits."""
+
+    ways = {"returns": lambda: None, "exits": lambda: sys.exit(4)}
+
+    def async_task_lifecycle(self, event, task_name, **payload):
+        if event == "create":
+            child = os.fork()
+            if not child:
+                self.ways[self.config["way"]]()
+            else:
+                self.code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("way", "code"), [("returns", 0), ("exits", 4)])
+def test_a_child_that_a_hook_forks_does_not_go_on_with_the_launch(record_of, way, code):
+    manager = ForkingManager({"way": way})
+    record = record_of(manager.launch_async_task(ADD, 1))
+    assert manager.code == code
+    assert list(record.events.values_list("event", flat=True)) == ["create"]
 
 
 def test_a_hook_that_breaks_its_transaction_breaks_only_its_own_part():
@@ -117,7 +174,7 @@ def test_cancelling_tells_the_manager_that_launched_the_task(superuser):
 
 def test_a_running_task_is_asked_to_stop_once(manager, record_of, superuser):
     name = manager.launch_async_task(ADD, 1)
-    assert ActiveTask.objects.claim_pending(name, host="elsewhere", pid=1)
+    assert claimed_elsewhere(name)
     assert manager.cancel_task(name, user=superuser)
     assert not manager.cancel_task(name, user=superuser)
     assert record_of(name).events.get(event="cancel_requested").actor == superuser
@@ -171,6 +228,13 @@ def test_json_of_anything(value, kept):
     assert to_json(value) == kept or kept in str(to_json(value))
 
 
+@pytest.mark.parametrize("depth", [60, 960, 100_000])
+def test_deeply_nested_results_are_cut(depth):
+    kept = to_json({"list": tasks.nested(depth, 1), "b": 2})
+    assert kept["b"] == 2
+    assert json.dumps(kept).count("[") == MAX_DEPTH - 1
+
+
 def test_huge_results_are_cut():
     assert len(to_json("x" * 10_000_000)) <= 1_000
 
@@ -219,25 +283,21 @@ class CutOffManager(DashboardAsyncManager):
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("event", ["create", "start", "complete"])
-def test_a_connection_that_is_lost_on_the_way_is_no_success(monkeypatch, event):
-    manager = CutOffManager()
-    name = "cut-off"
-    steps = {
-        "create": lambda: manager.launch_async_task(ADD, 1, task_key=name),
-        "start": lambda: claim(manager, name),
-        "complete": lambda: lifecycle.end(manager, ActiveTask.objects.running().get(), "complete", result=1),
-    }
-    for step in steps:
-        monkeypatch.setattr(CutOffManager, "cut_off_at", event if step == event else "")
-        if step == event:
-            before = list(ActiveTask.objects.values_list("state", "attempt"))
-            with pytest.raises(DatabaseError):
-                steps[step]()
-            connection.close()
-            assert list(ActiveTask.objects.values_list("state", "attempt")) == before
-            return
-        steps[step]()
+@pytest.mark.parametrize(
+    ("event", "left"),
+    [("create", []), ("start", [("in_progress", 1)]), ("complete", [("in_progress", 1)])],
+)
+def test_a_connection_that_is_lost_on_the_way_is_no_success(monkeypatch, event, left):
+    monkeypatch.setattr(CutOffManager, "cut_off_at", event)
+    monkeypatch.setattr("powercrud_dashboard.worker.task.DATABASE_RETRY_DELAYS", ())
+    try:
+        CutOffManager().launch_async_task(ADD, 1)
+    except DatabaseError:
+        assert event == "create"
+    else:
+        OrmQ.objects.get().task["func"]()
+    connection.close()
+    assert list(ActiveTask.objects.values_list("state", "attempt")) == left
 
 
 def test_many_log_lines_at_once_fill_the_timeline_to_its_limit_and_say_so_once(settings, manager, record_of):
@@ -268,3 +328,169 @@ def test_an_event_that_can_not_be_recorded_does_not_take_others_with_it(record_o
     assert list(record.events.values_list("event", flat=True)) == ["create", "start", "complete"]
     assert "no cleanup for you" in caplog.text
     assert not ActiveTask.objects.exists()
+
+
+def talk() -> None:
+    task = get_current_task()
+    task.log("before")
+    task.update_progress("Step 1/2")
+    task.log("between", "warning")
+    task.update_progress("Step 2/2")
+    task.log("after")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("manager_class", [AsyncManager, ListeningManager])
+def test_what_a_short_task_reports_is_in_order_and_before_its_end(record_of, manager_class):
+    """Its newest progress is the only one that a short task writes."""
+    ListeningManager.heard.clear()
+    began = timezone.now()
+    name = manager_class().launch_async_task(f"{__name__}.talk")
+    deliver()
+    events = record_of(name).events.values_list("event", "message", "timestamp")
+    assert [event[:2] for event in events][2:-1] == [
+        ("log", "before"),
+        ("log", "between"),
+        ("progress", "Step 2/2"),
+        ("log", "after"),
+        ("complete", "Step 2/2"),
+    ]
+    times = [time for _event, _message, time in events]
+    assert times == sorted(times)
+    assert times[0] >= began
+    if manager_class is ListeningManager:
+        heard = [event for event, _payload in ListeningManager.heard]
+        assert heard == ["create", "start", "log", "log", "progress", "log", "complete", "cleanup"]
+        assert dict(ListeningManager.heard)["progress"]["progress_payload"] == "Step 2/2"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_timeline_shows_the_level_of_a_line(boss, manager, record_of):
+    record = record_of(manager.launch_async_task(f"{__name__}.talk"))
+    deliver()
+    page = boss.get(f"/admin/powercrud_dashboard/taskrecord/{record.pk}/change/").content.decode()
+    assert re.findall(r"pcrud-level-(\w+)\">(\w+)<", page) == [("warning", "Warning")]
+
+
+def track_and_talk() -> None:
+    list(track([1, 2], description="Working"))
+    get_current_task().log("after the loop")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_timeline_shows_the_message_of_a_loop_once(boss, manager, record_of):
+    record = record_of(manager.launch_async_task(f"{__name__}.track_and_talk"))
+    deliver()
+    page = boss.get(f"/admin/powercrud_dashboard/taskrecord/{record.pk}/change/").content.decode()
+    told = re.findall(r'pcrud-event-message">([^<]*)<', page)
+    assert told == ["Working 2/2", "after the loop"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_report_of_a_loop_is_as_old_as_its_end(manager, record_of):
+    name = manager.launch_async_task(f"{__name__}.track_and_talk")
+    deliver()
+    events = list(record_of(name).events.values_list("event", "message", "payload"))
+    assert events[2:4] == [
+        ("progress", "Working", {"current": 2, "total": 2}),
+        ("log", "after the loop", {"level": "info"}),
+    ]
+
+
+class DeafManager(AsyncManager):
+    """Must not hear of the tasks of others."""
+
+    def async_task_lifecycle(self, event, task_name, **payload):
+        raise AssertionError(event)
+
+
+def test_progress_from_outside_is_heard_by_the_manager_of_the_task():
+    ListeningManager.heard.clear()
+    name = ListeningManager({"tone": "polite"}).launch_async_task(ADD, 1)
+    DeafManager().update_progress(name, "Step 1/2")
+    assert [event for event, _payload in ListeningManager.heard] == ["create", "progress"]
+    payload = ListeningManager.heard[1][1]
+    assert (payload["message"], payload["current"], payload["total"]) == ("Step 1/2", 1, 2)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_the_context_of_a_cancelled_task_is_not_entered(manager, is_running):
+    name = manager.launch_async_task(ADD, 1)
+    if is_running:
+        claimed_elsewhere(name)
+    manager.cancel_task(name)
+    with pytest.raises(TaskCancelled), task_context(name):
+        pytest.fail("The block was entered")
+
+
+def test_a_report_of_a_task_that_was_cancelled_meanwhile_raises(manager):
+    name = manager.launch_async_task(ADD, 1)
+    claimed_elsewhere(name)
+    with task_context(name) as task:
+        task.update_progress("still going")
+        manager.cancel_task(name)
+        with pytest.raises(TaskCancelled):
+            task.update_progress("not any more")
+        with pytest.raises(TaskCancelled):
+            list(track([1, 2]))
+
+
+def test_a_task_that_is_cancelled_while_it_waits_for_its_retry_has_no_failure(manager, record_of):
+    name = manager.launch_async_task(ADD, 1, retry=1)
+    claimed_elsewhere(name)
+    WorkerProcess.objects.update(lost_at=timezone.now())
+    ActiveTask.objects.update(policy=RetryPolicy(1, retry_on=[WorkerLost]).to_json())
+    manager.cleanup_completed_tasks()
+    assert record_of(name).failure_reason == "worker_lost"
+    assert manager.cancel_task(name)
+    record = record_of(name)
+    assert (record.status, record.failure_reason, record.error, record.error_pattern) == ("cancelled", "", "", "")
+    # What happened stays in the timeline.
+    assert record.events.get(event="retry").message == "Worker lost"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_start_that_the_heartbeat_fails_to_record_is_recorded_with_the_end(manager, record_of, monkeypatch, settings):
+    """The round of the heartbeat takes longer than the end waits for it, and then fails."""
+    # The silence of the heartbeat does not stop the task.
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_HEARTBEAT_TIMEOUT": 3600}
+    monkeypatch.setattr(heartbeat, "ROUND_AT_MOST", 0.1)
+    # So that the next write of the thread is that of the report.
+    monkeypatch.setattr(processes, "HEARTBEAT_INTERVAL", 3600)
+    heartbeat_thread = "powercrud-dashboard-heartbeat"
+    wait_until(lambda: all(thread.name != heartbeat_thread for thread in threading.enumerate()), "no other runs")
+    is_writing, is_over, has_failed = threading.Event(), threading.Event(), threading.Event()
+
+    def fail_late(execute, sql, params, many, context):
+        # The first statement of a write, which has locked nothing yet.
+        if "_timeout" in sql and is_armed.is_set():
+            is_writing.set()
+            is_over.wait(30)
+            has_failed.set()
+            raise OperationalError("the server closed the connection")
+        return execute(sql, params, many, context)
+
+    def on_connection(connection, **kwargs):
+        if threading.current_thread().name == heartbeat_thread and fail_late not in connection.execute_wrappers:
+            connection.execute_wrappers.append(fail_late)
+
+    is_armed = threading.Event()
+
+    def until_it_is_written(left: int) -> int:
+        is_armed.set()
+        get_current_task().update_progress("working")
+        assert is_writing.wait(30)
+        return left
+
+    name = manager.launch_async_task(ADD, 1)
+    monkeypatch.setattr(tasks, "add", until_it_is_written)
+    connection_created.connect(on_connection)
+    try:
+        deliver()
+    finally:
+        is_over.set()
+        connection_created.disconnect(on_connection)
+    assert has_failed.wait(30)
+    events = list(record_of(name).events.values_list("event", flat=True))
+    assert events == ["create", "start", "progress", "complete", "cleanup"]
+    assert record_of(name).attempts == 1

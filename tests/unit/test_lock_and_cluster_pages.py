@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import html
+import re
+import socket
+from datetime import timedelta
+
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
+from django.core.cache.backends.locmem import LocMemCache
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
 
-from powercrud_dashboard.models import ActiveTask, ConflictLock
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
+from tests.services import wait_until
 from tests.testapp import tasks
+from tests.workers import claimed_elsewhere, deliver, silence
 
 pytestmark = pytest.mark.django_db
 
@@ -29,9 +40,9 @@ def release_page() -> str:
 def test_every_lock_is_shown_with_its_object_and_holder(boss, held):
     page = boss.get(LOCKS).content.decode()
     pk = ConflictLock.objects.get().object_id
-    assert f'<a href="/admin/testapp/project/{pk}/change/">testapp.project {pk}</a>' in page
-    assert f'<a href="{BASE}{held.pk}/change/">Holder</a>' in page
-    assert "when its task ends" in page
+    assert f'<a href="/admin/testapp/project/{pk}/change/">Project {pk}</a>' in page
+    assert f'<a href="{BASE}{held.pk}/change/" data-pcrud-row>Holder</a>' in page
+    assert "when the task ends" in page
 
 
 def test_reservations_are_shown_with_their_expiry(boss, manager):
@@ -39,14 +50,50 @@ def test_reservations_are_shown_with_their_expiry(boss, manager):
     page = boss.get(LOCKS).content.decode()
     assert "my-reservation" in page
     assert "no.such_model a" in page
-    assert "when its task ends" not in page
+    assert "when the task ends" not in page
 
 
 @pytest.mark.parametrize(
     ("words", "is_found"), [("holder", True), ("testapp", True), ("somebody", False), ("testapp holder", True)]
 )
 def test_locks_can_be_searched(boss, held, words, is_found):
-    assert (">Holder</a>" in boss.get(LOCKS, {"q": words}).content.decode()) is is_found
+    page = boss.get(LOCKS, {"q": words}).content.decode()
+    assert (">Holder</a>" in page) is is_found
+    assert ("No lock matches the search." in page) is not is_found
+    assert "There are no locks." not in page
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"q": "\x00"}, {"page": "99999999999999999999"}, {"page": "0"}, {"page": "x"}, {"per_page": "9" * 20}],
+)
+def test_locks_that_can_not_be_there_are_no_error(boss, held, parameters):
+    assert boss.get(LOCKS, parameters).status_code == 200
+
+
+def test_one_row_for_each_holder_names_its_objects_and_when_they_are_free(boss, manager, make_projects, make_user):
+    projects = make_projects(6)
+    conflict_ids = {"testapp.Project": projects}
+    name = manager.launch_async_task(tasks.add, 1, label="Re-price", user=make_user("anna"), conflict_ids=conflict_ids)
+    record = TaskRecord.objects.get(task_name=name)
+    for entry in record.objects_worked_on.all():
+        entry.text = f"Anvil no. {entry.object_id}"
+        entry.save()
+    claimed_elsewhere(name)
+    TaskRecord.objects.filter(pk=record.pk).update(status="in_progress", started_at=timezone.now())
+    ActiveTask.objects.update(started_at=Now() - timedelta(minutes=30))
+    manager.update_progress(name, current=3, total=4)
+    page = boss.get(LOCKS).content.decode().replace("\xa0", " ")
+    assert page.count("data-pcrud-row") == 1
+    assert re.search(r"about 10 min (\d s )?left", page)
+    assert "anna" in page
+    assert page.count("Anvil no. ") >= 6
+    assert page.index("Anvil no.") < page.index("All objects")
+    for words in ("anvil", f"{projects[4].pk}", "re-price", "anna", "project"):
+        assert boss.get(LOCKS, {"q": words}).content.decode().count("data-pcrud-row") == 1
+    found = boss.get(LOCKS, {"q": f"no. {projects[4].pk}"}).content.decode()
+    assert f"Anvil no. {projects[4].pk}" in found
+    assert f"Anvil no. {projects[0].pk}<" not in found
 
 
 @pytest.mark.parametrize("sort", ["object_id", "-object_id", "holder", "-locked_at", "expires_at"])
@@ -56,9 +103,9 @@ def test_locks_can_be_sorted(boss, held, sort):
 
 def test_releasing_asks_first_and_says_what_it_means(boss, held):
     page = boss.get(release_page()).content.decode()
-    assert "held by “Holder”" in page
+    assert "locked by “Holder”" in page
     assert "This task is queued" in page
-    ActiveTask.objects.claim_pending(held.task_name, host="x", pid=1)
+    claimed_elsewhere(held.task_name, host="x", pid=1)
     assert "This task is running" in boss.get(release_page()).content.decode()
     assert ConflictLock.objects.exists()
 
@@ -70,7 +117,7 @@ def test_a_released_lock_is_gone_and_recorded_with_who_did_it(boss, superuser, h
     assert ActiveTask.objects.filter(task_name=held.task_name).exists()
     event = held.events.get(event="release")
     assert event.actor == superuser
-    assert event.message.startswith("testapp.project ")
+    assert event.message.startswith("Project ")
 
 
 def test_a_released_reservation_is_gone_with_its_last_lock(boss, manager):
@@ -81,7 +128,7 @@ def test_a_released_reservation_is_gone_with_its_last_lock(boss, manager):
 
 def test_a_lock_that_is_gone_already_is_said(boss):
     response = boss.post(f"{LOCKS}999/release/", follow=True)
-    assert "The lock is gone already." in response.content.decode()
+    assert "The lock was already released." in response.content.decode()
     assert response.redirect_chain[-1][0] == LOCKS
 
 
@@ -121,7 +168,7 @@ def test_the_pages_link_to_those_that_one_may_open(client_of, make_user, superus
 
 def test_the_cluster_page_shows_queues_and_schedules(boss, held):
     page = boss.get(CLUSTER).content.decode()
-    assert "1 waiting, 0 taken and not acknowledged" in page
+    assert "1 waiting, 0 unacknowledged" in page
     assert "pcrud_schedule_cleanup" in page
     assert client_gets_part(boss, CLUSTER)
 
@@ -136,15 +183,121 @@ def test_the_cluster_page_is_for_who_may_view_tasks(client_of, make_user):
     assert client_of(make_user("viewer", "view_taskrecord")).get(CLUSTER).status_code == 200
 
 
+def test_without_worker_processes_the_page_says_so(boss):
+    assert "There are no worker processes." in boss.get(CLUSTER).content.decode()
+
+
 @pytest.mark.parametrize("page", [BASE, CLUSTER])
 def test_without_a_cluster_the_pages_say_how_to_start_one(boss, page):
     cache.clear()
     assert "python manage.py qcluster" in boss.get(page).content.decode()
 
 
-def test_where_nothing_can_be_known_nothing_is_claimed(boss, settings):
-    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+def test_a_task_that_waits_for_its_retry_does_not_wait_in_the_queue(boss, manager):
+    manager.launch_async_task(tasks.add, 1)
+    ActiveTask.objects.update(queued_at=timezone.now() - timedelta(hours=5))
+    assert "5 h" in boss.get(CLUSTER).content.decode().replace("\xa0", " ")
+    ActiveTask.objects.update(next_run_at=timezone.now() + timedelta(hours=1))
+    assert "5 h" not in boss.get(CLUSTER).content.decode().replace("\xa0", " ")
+
+
+def test_a_worker_that_sends_heartbeats_is_a_running_cluster_whatever_the_cache_says(boss):
+    cache.clear()
+    worker = WorkerProcess.objects.create(identity="a", host="there", pid=17, cluster="default")
     assert "No cluster is running" not in boss.get(BASE).content.decode()
+    page = boss.get(CLUSTER).content.decode()
+    assert "No cluster is running" not in page
+    assert "Process 17 on there (default):" in page
+    assert "idle" in page
+    silence(pk=worker.pk)
+    page = boss.get(CLUSTER).content.decode()
+    assert "No cluster is running" in page
+    assert "No heartbeat" in page
+    assert "idle" not in page
+
+
+@pytest.fixture
+def wrong_clock(monkeypatch) -> None:
+    """Let the clock of this host be an hour ahead of the database's."""
+    right = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: right() + timedelta(hours=1))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_pages_tell_times_by_the_databases_clock(boss, manager, wrong_clock):
+    name = manager.launch_async_task(tasks.add, 1, label="Running", conflict_ids={"testapp.Project": {1}})
+    claimed_elsewhere(name)
+    manager.launch_async_task(tasks.add, 2, label="Queued")
+    record = TaskRecord.objects.get(task_name=name)
+    for address in (CLUSTER, LOCKS, BASE, f"{BASE}{record.pk}/change/"):
+        page = boss.get(address).content.decode()
+        assert "under 1 s" in page or re.search(r"\b\d+\xa0s\b", page), address
+        told = re.sub(r"<p class=.pcrud-notice.*?</p>", "", page, flags=re.S)
+        assert "1\xa0h" not in told, address
+
+
+def test_hosts_whose_clock_is_wrong_are_named(boss, wrong_clock):
+    for host, seconds in (("behind", -8), ("ahead", 7), ("right", 4)):
+        WorkerProcess.objects.create(identity=host, host=host, pid=1, cluster="default")
+        WorkerProcess.objects.filter(pk=host).update(clock_at=F("heartbeat_at") + timedelta(seconds=seconds))
+    page = boss.get(CLUSTER).content.decode().replace("\xa0", " ")
+    assert "The clock of behind is 8 s behind the database’s." in page
+    assert "The clock of ahead is 7 s ahead of the database’s." in page
+    assert "The clock of right is" not in page
+    assert f"The clock of {socket.gethostname()} is 1 h ahead of the database’s." in page
+
+
+def test_a_heartbeat_tells_the_clock_of_its_host(wrong_clock):
+    WorkerProcess.objects.create(identity="a", host="there", pid=1)
+    assert WorkerProcess.objects.beat("a")
+    assert abs(WorkerProcess.objects.get().clock_offset - timedelta(hours=1)) < timedelta(minutes=1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_records_are_dated_by_the_databases_clock(manager, monkeypatch):
+    right = timezone.now
+    began = right() - timedelta(seconds=1)
+    monkeypatch.setattr(timezone, "now", lambda: right() - timedelta(hours=1))
+    name = manager.launch_async_task(tasks.log_lines)
+    monkeypatch.setattr(timezone, "now", lambda: right() + timedelta(hours=1))
+    deliver()
+    record = TaskRecord.objects.get(task_name=name)
+    times = [record.created_at, record.started_at, record.finished_at]
+    times += record.events.order_by("pk").values_list("timestamp", flat=True)
+    assert began < min(times)
+    assert max(times) < right() + timedelta(minutes=1)
+    assert record.created_at <= record.started_at <= record.finished_at
+    assert record.run_time == record.finished_at - record.started_at
+
+
+def test_lost_processes_are_shown_with_their_tasks(boss, manager):
+    name = manager.launch_async_task(tasks.add, 1, 2, label="Half done")
+    worker = claimed_elsewhere(name, host="there", pid=17)
+    WorkerProcess.objects.filter(pk=worker.pk).update(lost_at=Now())
+    page = boss.get(CLUSTER).content.decode()
+    assert re.search(r"Process 17 on there:\s*<a [^>]*>Half done</a>\s*<span [^>]*>.*?Lost</span>", page, re.S)
+
+
+def test_where_clusters_can_not_be_listed_the_page_says_why(boss, settings):
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    page = boss.get(CLUSTER).content.decode()
+    assert "Clusters are not listed, as the cache “default” is not shared between processes." in page
+    # Workers send their heartbeats to the database.
+    assert "No cluster is running" in page
+    WorkerProcess.objects.create(identity="a", host="there", pid=1, cluster="mine")
+    assert "No cluster is running" not in boss.get(CLUSTER).content.decode()
+
+
+class BrokenCache(LocMemCache):
+    def get_many(self, *args, **kwargs):
+        raise ConnectionError("the server is down")
+
+    get = get_many
+
+
+def test_where_their_state_can_not_be_read_the_page_says_so(boss, settings):
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.BrokenCache"}}
+    assert "The clusters can't be listed" in html.unescape(boss.get(CLUSTER).content.decode())
 
 
 @pytest.mark.django_db(transaction=True)
@@ -155,9 +308,10 @@ def test_a_running_cluster_is_shown_with_what_its_workers_do(
     path = tmp_path / "go on"
     name = manager.launch_async_task(tasks.wait_for_file, str(path), label="Busy work")
     worker = until_started(path)
+    wait_until(lambda: WorkerProcess.objects.count() == len(cluster.worker_pids) > 1, "all workers have a row")
     page = boss.get(CLUSTER).content.decode()
     assert "No cluster is running" not in page
-    assert f"Worker {worker}:" in page
+    assert f"Process {worker} on {socket.gethostname()}" in page
     assert f'<a href="{BASE}{record_of(name).pk}/change/">Busy work</a>' in page
     assert "idle" in page
     path.touch()

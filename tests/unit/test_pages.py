@@ -11,7 +11,9 @@ from django.utils import timezone
 
 from powercrud_dashboard.admin.registrations import TaskRecordAdmin
 from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.models.changes import RecordChange
 from tests.testapp import tasks
+from tests.workers import claimed_elsewhere, silence
 
 pytestmark = pytest.mark.django_db
 
@@ -36,8 +38,8 @@ def one_of_each(manager, record_of) -> dict[str, TaskRecord]:
     failed = launch_failing(manager, label="Failing")
     names = {label: manager.launch_async_task(ADD, 1, label=label) for label in ("Waiting", "Working", "Stopped")}
     names["Done"] = manager.launch_async_task(ADD, 1, label="Done", sync=True)
-    ActiveTask.objects.claim_pending(names["Working"], host="somewhere", pid=12345)
-    TaskRecord.objects.record_start(names["Working"], attempt=1)
+    claimed_elsewhere(names["Working"], host="somewhere", pid=12345)
+    TaskRecord.objects.change(names["Working"], RecordChange.started(attempt=1))
     manager.update_progress(names["Working"], "Step 3/4: working")
     manager.cancel_task(names["Stopped"])
     return {"Failing": failed, **{label: record_of(name) for label, name in names.items()}}
@@ -92,8 +94,9 @@ def test_the_list_takes_few_queries_however_many_rows(client_of, superuser, mana
     for _number in range(30):
         manager.launch_async_task(ADD, 1)
     client = client_of(superuser)
-    # Session, user, counts, rows, live state, places in the queue, last event.
-    with django_assert_max_num_queries(7):
+    # Session, user, counts, rows, live state, places in the queue, last event, three for whether the queue keeps up,
+    # and what is paused.
+    with django_assert_max_num_queries(11):
         client.get(LIST, headers=HTMX)
 
 
@@ -111,6 +114,21 @@ def test_the_task_page_works_in_every_status(client_of, superuser, one_of_each, 
     assert f"<h1>{label}</h1>" in response.content.decode()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_so_does_that_of_a_task_whose_worker_may_still_report_its_end(boss, manager, record_of):
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1)
+    claimed_elsewhere(name)
+    silence()
+    manager.cleanup_completed_tasks()
+    record = record_of(name)
+    assert (record.status, record.failure_reason) == ("failed", "worker_lost")
+    given_up = boss.get(page_of(record), headers=HTMX)
+    assert given_up.status_code == 200
+    assert b"hx-trigger" in given_up.content
+    TaskRecord.objects.update(finished_at=timezone.now() - timedelta(hours=1))
+    assert boss.get(page_of(record), headers=HTMX).status_code == 286
+
+
 def test_the_task_page_refreshes_until_the_end(client_of, superuser, one_of_each):
     client = client_of(superuser)
     running = client.get(page_of(one_of_each["Working"]), headers=HTMX)
@@ -125,12 +143,37 @@ def test_the_task_page_refreshes_until_the_end(client_of, superuser, one_of_each
 
 def test_a_running_task_says_how_long_it_will_take_once_it_can_be_told(client_of, superuser, one_of_each):
     record, client = one_of_each["Working"], client_of(superuser)
-    assert " left" not in client.get(page_of(record), headers=HTMX).content.decode()
-    ActiveTask.objects.filter(task_name=record.task_name).update(started_at=timezone.now() - timedelta(seconds=90))
-    # Three of four steps took 90 seconds.
-    page = client.get(page_of(record), headers=HTMX).content.decode()
-    assert "about 30\N{NO-BREAK SPACE}s left" in page
-    assert "under 1 s ago" in page
+
+    def page_after(elapsed: timedelta) -> str:
+        ActiveTask.objects.filter(task_name=record.task_name).update(started_at=timezone.now() - elapsed)
+        return client.get(page_of(record), headers=HTMX).content.decode()
+
+    # It begins in an hour, however slow this test is.
+    assert " left" not in page_after(timedelta(hours=-1))
+    # Three of four steps took 30 hours; a few seconds more make no difference.
+    assert re.search(r"about 10\sh (\d+\smin )?left", page_after(timedelta(hours=30)))
+    # Earlier attempts have done two of the three.
+    ActiveTask.objects.filter(task_name=record.task_name).update(goes_on=True, resume_at=2)
+    assert re.search(r"about 1\sd (\d+\sh )?left", page_after(timedelta(hours=30)))
+
+
+@pytest.mark.parametrize(("limit", "is_stopped"), [(6_000, True), (100_000, False), (-1, False), (None, False)])
+def test_the_time_limit_is_shown_and_ends_the_estimate(client_of, superuser, one_of_each, settings, limit, is_stopped):
+    settings.Q_CLUSTER = {**settings.Q_CLUSTER, "timeout": None}
+    record = one_of_each["Working"]
+    began = timezone.now() - timedelta(hours=1, minutes=30)
+    ActiveTask.objects.filter(task_name=record.task_name).update(started_at=began, time_limit=limit)
+    # Three of four steps are done.
+    page = client_of(superuser).get(page_of(record), headers=HTMX).content.decode().replace("\xa0", " ")
+    assert ("<dt>Time limit</dt><dd>1 h 40 min</dd>" in page) is is_stopped
+    assert bool(re.search(r"The time limit of 1 h 40 min stops it in (9|10) min", page)) is is_stopped
+    assert re.search(r"about (9|10) min (\d+ s )?left" if is_stopped else r"about 30 min (\d+ s )?left", page)
+
+
+def test_a_running_task_says_when_its_worker_was_last_heard_of(client_of, superuser, one_of_each):
+    silence(3600)
+    page = client_of(superuser).get(page_of(one_of_each["Working"]), headers=HTMX).content.decode()
+    assert re.search(r"<dd>1\sh (\d+\s(min|s) )?ago</dd>", page)
 
 
 def test_a_failure_is_a_page_with_its_traceback(client_of, superuser, one_of_each):
@@ -139,6 +182,15 @@ def test_a_failure_is_a_page_with_its_traceback(client_of, superuser, one_of_eac
     assert "Traceback (most recent call last):" in page
     assert "raise ValueError(message)" in page
     assert "<b>broke" not in page
+
+
+@pytest.mark.parametrize(("count", "are_there_more"), [(100, False), (101, True)])
+def test_a_filtered_list_of_objects_says_whether_there_are_more(boss, manager, record_of, count, are_there_more):
+    name = manager.launch_async_task(ADD, 1, conflict_ids={"testapp.Project": set(range(count))})
+    manager.cancel_task(name)
+    page = boss.get(f"{page_of(record_of(name))}?outcome=not_reached").content.decode()
+    assert ("Only the first 100 objects are shown." in page) == are_there_more
+    assert page.count('<span class="pcrud-outcome pcrud-outcome-not_reached">') == 100
 
 
 def test_secrets_in_arguments_are_masked(client_of, superuser, manager, record_of):
@@ -229,7 +281,7 @@ def test_cancel_ends_a_queued_task(client_of, superuser, one_of_each):
 def test_cancel_asks_a_running_task_to_stop(client_of, superuser, one_of_each):
     client = client_of(superuser)
     response = client.post(page_of(one_of_each["Working"], "cancel"), follow=True)
-    assert "asked to stop" in response.content.decode()
+    assert "Cancellation was requested." in response.content.decode()
     assert "Being cancelled." in response.content.decode()
     assert "Cancel task" not in response.content.decode()
 
@@ -249,7 +301,7 @@ def test_actions_need_their_permission_and_a_post(client_of, make_user, one_of_e
 def test_actions_on_tasks_that_are_gone_lead_to_the_list(client_of, superuser):
     response = client_of(superuser).post(f"{LIST}999/retry/", follow=True)
     assert response.redirect_chain[-1][0] == LIST
-    assert "no such task any more" in response.content.decode()
+    assert "The task no longer exists." in response.content.decode()
 
 
 def test_actions_are_protected_against_forgery(superuser, one_of_each):

@@ -42,10 +42,10 @@ def test_staff_see_the_counts_of_their_own_tasks(client_of, some_tasks):
     assert counts_of(client_of(some_tasks).get(INDEX).content.decode()) == ["0", "1", "1"]
 
 
-def test_it_costs_one_query(client_of, superuser, some_tasks, django_assert_max_num_queries, settings):
+def test_it_costs_four_queries(client_of, superuser, some_tasks, django_assert_max_num_queries, settings):
     client = client_of(superuser)
-    # Session, user, the admin's recent actions, and the panel.
-    with django_assert_max_num_queries(4):
+    # Session, user, the admin's recent actions, and the panel: the counts, and three for whether the queue keeps up.
+    with django_assert_max_num_queries(7):
         client.get(INDEX)
 
 
@@ -61,3 +61,8 @@ def test_a_sites_own_index_template_stays():
     own.register(TaskRecord, TaskRecordAdmin)
     assert own.index_template == "own/index.html"
     assert admin.site.index_template == "powercrud_dashboard/admin/index.html"
+
+
+def test_it_says_whether_the_queue_keeps_up_to_those_who_may_view_all_tasks(client_of, superuser, some_tasks):
+    assert "No worker runs" in client_of(superuser).get(INDEX).content.decode()
+    assert "No worker runs" not in client_of(some_tasks).get(INDEX).content.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from unittest.mock import patch
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -12,15 +11,15 @@ from django.db.models.functions import Upper
 from django.db.models.signals import post_save, pre_save
 from django.utils import timezone
 
-from powercrud_dashboard.models import ActiveTask, TaskEvent, TaskRecord, prepared
+from powercrud_dashboard.models import ActiveTask, TaskEvent, TaskRecord
 from powercrud_dashboard.models.prepared import (
     PreparedDelete,
     PreparedInsert,
     PreparedSave,
-    PreparedSelect,
     PreparedUpdate,
     Slot,
 )
+from tests import work
 
 pytestmark = pytest.mark.django_db
 
@@ -33,34 +32,32 @@ def records() -> list[TaskRecord]:
     ]
 
 
-def test_a_select_returns_the_row_as_django_would(records):
-    select = PreparedSelect(TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")))
+def test_an_update_returns_the_row_as_django_would(records):
+    update = PreparedUpdate(
+        TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")), attempts=F("attempts") + 1
+    )
     TaskRecord.objects.filter(task_name="two").update(
         conflict_ids={"a.b": ["1"]}, by_object=True, run_time=timedelta(seconds=2.5), started_at=timezone.now()
     )
     for name in ("one", "two"):
-        found = select.first(task_name=name)
+        changed = update.first(["label"], task_name=name, label="b")
         kept = TaskRecord.objects.get(task_name=name)
-        assert found == kept
-        assert found.__dict__.keys() == kept.__dict__.keys()
+        assert changed == kept
+        assert changed.__dict__.keys() == kept.__dict__.keys()
         for field in TaskRecord._meta.concrete_fields:
-            assert getattr(found, field.attname) == getattr(kept, field.attname), field.name
-            assert type(getattr(found, field.attname)) is type(getattr(kept, field.attname)), field.name
-    assert select.first(task_name="four") is None
+            assert getattr(changed, field.attname) == getattr(kept, field.attname), field.name
+            assert type(getattr(changed, field.attname)) is type(getattr(kept, field.attname)), field.name
+    assert update.first(["label"], task_name="four", label="b") is None
 
 
-def test_a_select_of_some_columns_leaves_the_others_to_be_loaded_when_they_are_wanted(records):
-    select = PreparedSelect(
-        TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")).only("task_name")
+def test_columns_that_an_update_does_not_return_are_loaded_when_they_are_wanted(records):
+    update = PreparedUpdate(
+        TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")), ("id", "attempts")
     )
-    found = select.first(task_name="two")
-    assert "label" in found.get_deferred_fields()
-    assert found.label == "two"
-
-
-def test_a_select_returns_the_keys_of_all_rows_in_their_order(records):
-    newest = PreparedSelect(TaskRecord, lambda: TaskRecord.objects.order_by("-pk").only("pk")[:2])
-    assert newest.keys() == [records[2].pk, records[1].pk]
+    changed = update.first(["label"], task_name="two", label="b")
+    assert changed.attempts == 1
+    assert "label" in changed.get_deferred_fields()
+    assert changed.label == "b"
 
 
 def test_an_update_sets_what_is_fixed_and_what_is_given(records):
@@ -87,19 +84,33 @@ def test_a_delete_removes_the_rows_it_names(records):
     assert ActiveTask.objects.get().task_name == "two"
 
 
-def test_an_insert_keeps_all_fields_and_their_defaults(records):
+def line(record: TaskRecord, **fields: object) -> dict[str, object]:
+    """All fields of an event."""
+    now = timezone.now()
+    rest = {"event": "log", "timestamp": now, "actor": None, "actor_label": "", "message": "", "payload": {}}
+    return {"record": record.pk, **rest, **fields}
+
+
+def test_an_insert_keeps_all_fields(records):
     insert = PreparedInsert(TaskEvent)
-    insert.execute(TaskEvent(record=records[0], event="log", message='50 % of "%s"', payload={"level": "50 %"}))
+    insert.execute([line(records[0], message='50 % of "%s"', payload={"level": "50 %"})])
     event = TaskEvent.objects.get()
     assert (event.record, event.message, event.payload) == (records[0], '50 % of "%s"', {"level": "50 %"})
     assert timezone.now() - event.timestamp < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_several_rows_are_inserted_in_their_order(records, count):
+    messages = [f"line {number}" for number in range(count)]
+    PreparedInsert(TaskEvent).execute([line(records[0], message=message) for message in messages])
+    assert list(TaskEvent.objects.order_by("pk").values_list("message", flat=True)) == messages
 
 
 def test_a_saved_row_knows_what_the_database_has_given_it():
     save = PreparedSave(ActiveTask)
     for name in ("one", "two"):
         active = ActiveTask(task_name=name, state="pending", policy={"max_retries": 2}, sent_at=timezone.now())
-        save.execute(active)
+        save.save(active)
         kept = ActiveTask.objects.get(task_name=name)
         assert active == kept
         assert (active._state.adding, active._state.db) == (kept._state.adding, kept._state.db)
@@ -110,9 +121,9 @@ def test_a_saved_row_knows_what_the_database_has_given_it():
 
 def test_a_value_in_the_place_of_the_databases_own_is_kept():
     save = PreparedSave(ActiveTask)
-    save.execute(ActiveTask(task_name="one", state="pending"))
+    save.save(ActiveTask(task_name="one", state="pending"))
     yesterday = timezone.now() - timedelta(days=1)
-    save.execute(ActiveTask(task_name="two", state="pending", queued_at=yesterday))
+    save.save(ActiveTask(task_name="two", state="pending", queued_at=yesterday))
     assert ActiveTask.objects.get(task_name="two").queued_at == yesterday
 
 
@@ -138,7 +149,7 @@ def test_saving_a_row_tells_those_who_listen(listen, superuser):
         heard.append((kwargs["created"], kwargs["raw"], kwargs["update_fields"], kwargs["using"], there))
 
     listen(post_save, after)
-    PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one", user=superuser))
+    PreparedSave(TaskRecord).save(TaskRecord(task_name="one", label="one", user=superuser))
     assert heard == [(True, False, None, "default", True)]
     assert TaskRecord.objects.get().user == superuser
 
@@ -149,25 +160,20 @@ def test_who_listens_before_a_row_is_saved_may_change_it_as_with_django(listen):
         instance.message = Upper(Value("an expression"))
 
     listen(pre_save, before)
-    PreparedSave(TaskRecord).execute(TaskRecord(task_name="one", label="one"))
+    PreparedSave(TaskRecord).save(TaskRecord(task_name="one", label="one"))
     kept = TaskRecord.objects.get()
     assert (kept.label, kept.message) == ("changed", "AN EXPRESSION")
 
 
-def test_a_database_that_does_not_return_what_it_inserts_is_left_to_django(monkeypatch):
-    monkeypatch.setattr(prepared, "RETURN_WHAT_THEY_INSERT", ())
-    active = ActiveTask(task_name="one", state="pending")
-    with patch.object(ActiveTask, "save", autospec=True, side_effect=ActiveTask.save) as djangos_own:
-        PreparedSave(ActiveTask).execute(active)
-    djangos_own.assert_called_once_with(active, force_insert=True, using="default")
-    assert ActiveTask.objects.get() == active
-
-
-def test_a_second_call_needs_django_no_more(records, monkeypatch):
+def test_django_writes_a_statement_once(records):
     update = PreparedUpdate(TaskRecord, lambda: TaskRecord.objects.filter(task_name=Slot("task_name")))
-    update.execute(["label"], task_name="one", label="a")
-    monkeypatch.setattr("django.db.models.sql.compiler.SQLCompiler.compile", None)
-    assert update.execute(["label"], task_name="two", label="b") == 1
+
+    def written(**values: str) -> list[type]:
+        return work.compiled_models(lambda: update.execute(["label"], **values))
+
+    assert written(task_name="one", label="a") == [TaskRecord]
+    assert written(task_name="two", label="b") == []
+    assert TaskRecord.objects.get(task_name="two").label == "b"
 
 
 def test_an_error_breaks_the_transaction_around_it_as_djangos_own_would(records):

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from unittest.mock import Mock
-
 import pytest
 from django.core.cache import cache
 from django.core.cache.backends.base import BaseCache
 
-from powercrud_dashboard import progress
-from powercrud_dashboard.async_context import TaskContext, get_current_task, running_task, skip_nested_async, track
+from powercrud_dashboard.async_context import (
+    TaskContext,
+    get_current_task,
+    running_task,
+    skip_nested_async,
+    track,
+)
 from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.engine import progress
+from powercrud_dashboard.engine.progress import Progress
 from powercrud_dashboard.exceptions import TaskCancelled
 from powercrud_dashboard.models import ActiveTask
-from powercrud_dashboard.progress import Progress
 from tests.testapp import tasks
 from tests.testapp.models import Project
 
@@ -20,8 +24,8 @@ ADD = "tests.testapp.tasks.add"
 
 @pytest.fixture
 def context():
-    """The context of a task in a worker, where a reporter fetches what is reported."""
-    made = TaskContext("task-1", "some.Manager", take_locks=Mock(), write_outcome=Mock())
+    """The context of a task in a worker, where the heartbeat thread fetches what is reported."""
+    made = TaskContext("task-1", AsyncManager(), writes_at_once=False)
     with running_task(made):
         yield made
 
@@ -92,9 +96,9 @@ def test_a_flushed_cache_loses_no_progress(manager):
 
 
 @pytest.mark.django_db
-def test_the_fast_lane_is_ahead_of_the_database(manager):
+def test_the_cache_is_ahead_of_the_database(manager):
     name = manager.launch_async_task(ADD, 1)
-    progress.write_fast_lane(name, Progress("newer"))
+    progress.write_to_cache(name, Progress("newer"))
     assert manager.get_progress(name) == "newer"
 
 
@@ -182,6 +186,19 @@ def test_a_cancelled_task_stops_between_two_items(context):
     assert done == [0, 1, 2, 3]
     with pytest.raises(TaskCancelled):
         context.update_progress("more")
+
+
+def test_nobody_stops_a_task_that_commits(context):
+    context.commit_now()
+    context.stop_with(TaskCancelled)
+    context.update_progress("committed")
+    context.check_cancelled()
+
+
+def test_a_cancelled_task_does_not_commit(context):
+    context.stop_with(TaskCancelled)
+    with pytest.raises(TaskCancelled):
+        context.commit_now()
 
 
 def test_cancellation_is_no_ordinary_error():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from django.contrib.sessions.models import Session
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from powercrud_dashboard.dashboard.views import failures as failures_view
-from powercrud_dashboard.dashboard.views import tasks as tasks_view
-from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.models import ActiveTask, TaskEvent, TaskRecord
+from powercrud_dashboard.models.changes import RecordChange
 from tests.testapp import tasks
+from tests.workers import claimed_elsewhere, meanwhile, silence
 
 pytestmark = pytest.mark.django_db
 
@@ -51,9 +56,14 @@ class OpenList:
         return re.findall(r"data-pcrud-row>([^<]*)</a>", self.part)
 
 
+READS_RECORDS = 'SELECT "powercrud_dashboard_taskrecord"."id"'
+READS_ACTIVE_TASKS = 'SELECT "powercrud_dashboard_activetask"."id"'
+GROUPS_FAILURES = 'SELECT "powercrud_dashboard_taskrecord"."func"'
+
+
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch):
-    monkeypatch.setattr(tasks_view.time, "time", lambda: 1_000_000.0)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
 
 
 def run(manager, label: str) -> str:
@@ -72,8 +82,8 @@ def test_an_unchanged_list_costs_two_queries_and_no_body(boss, manager, django_a
 
 def test_a_list_with_a_running_task_costs_two_queries(boss, manager, django_assert_num_queries):
     name = manager.launch_async_task(tasks.add, 1, label="Working")
-    ActiveTask.objects.claim_pending(name, host="here", pid=1)
-    TaskRecord.objects.record_start(name, attempt=1)
+    claimed_elsewhere(name, host="here", pid=1)
+    TaskRecord.objects.change(name, RecordChange.started(attempt=1))
     open_list = OpenList(boss)
     with django_assert_num_queries(4):
         assert open_list.refresh().status_code == 204
@@ -96,49 +106,30 @@ def test_a_changed_list_is_sent(boss, manager, record_of, change):
     assert len(open_list.labels) == {"launch": 2, "cancel": 1, "delete": 0}[change]
 
 
-def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
+def test_what_happens_while_a_list_is_made_is_sent_next(boss, manager):
     name = manager.launch_async_task(tasks.add, 1)
-    made = tasks_view.live_tasks
-
-    def cancelled_meanwhile(records):
-        manager.cancel_task(name)
-        return made(records)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tasks_view, "live_tasks", cancelled_meanwhile)
+    with meanwhile(lambda: manager.cancel_task(name), after=READS_RECORDS):
         open_list = OpenList(boss, status="cancelled")
     assert open_list.refresh().status_code == 200
     assert len(open_list.labels) == 1
 
 
-def test_progress_while_a_list_is_made_is_sent_next(boss, manager, monkeypatch):
+def test_progress_while_a_list_is_made_is_sent_next(boss, manager):
     name = manager.launch_async_task(tasks.add, 1)
-    ActiveTask.objects.claim_pending(name, host="here", pid=1)
-    TaskRecord.objects.record_start(name, attempt=1)
-    made = tasks_view.live_tasks
-
-    def before_progress(records):
-        live = made(records)
-        manager.update_progress(name, "Step 2/4")
-        return live
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tasks_view, "live_tasks", before_progress)
+    claimed_elsewhere(name, host="here", pid=1)
+    TaskRecord.objects.change(name, RecordChange.started(attempt=1))
+    with meanwhile(lambda: manager.update_progress(name, "Step 2/4"), after=READS_ACTIVE_TASKS):
         open_list = OpenList(boss)
     assert open_list.refresh().status_code == 200
     assert 'value="50"' in open_list.part
 
 
-def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager, monkeypatch):
-    original = failures_view.actions_for
-
-    def failed_meanwhile(user):
+def test_what_happens_while_failures_are_grouped_is_sent_next(boss, manager):
+    def fail():
         with pytest.raises(ValueError, match="it broke"):
             manager.launch_async_task(tasks.fail, sync=True)
-        return original(user)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(failures_view, "actions_for", failed_meanwhile)
+    with meanwhile(fail, after=GROUPS_FAILURES):
         open_page = OpenList(boss, "failures/")
     assert open_page.refresh().status_code == 200
     assert "ValueError" in open_page.part
@@ -161,7 +152,7 @@ def test_an_event_that_is_committed_after_later_ones_is_sent(boss, manager, reco
 def test_an_open_list_is_made_anew_from_time_to_time(boss, manager, monkeypatch, sync, seconds):
     manager.launch_async_task(tasks.add, 1, sync=sync)
     open_list = OpenList(boss)
-    monkeypatch.setattr(tasks_view.time, "time", lambda: 1_000_000.0 + seconds)
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0 + seconds)
     assert open_list.refresh().status_code == 200
 
 
@@ -177,18 +168,78 @@ def test_new_tasks_come_in_on_the_first_page(boss, manager):
 def test_as_long_as_rows_are_ticked_new_tasks_are_announced(boss, manager):
     run(manager, "Old")
     open_list = OpenList(boss)
-    open_list.refresh(**{"X-Pcrud-Hold": "1"})
+    held = {"X-Pcrud-Hold": str(TaskRecord.objects.get().pk)}
+    open_list.refresh(**held)
     run(manager, "New")
-    open_list.refresh(**{"X-Pcrud-Hold": "1"})
+    open_list.refresh(**held)
     assert open_list.labels == ["Old"]
     assert "1 new task<" in open_list.part
     run(manager, "Newer")
-    open_list.refresh(**{"X-Pcrud-Hold": "1"})
+    open_list.refresh(**held)
     assert open_list.labels == ["Old"]
     assert "2 new tasks<" in open_list.part
     # The ticks are taken off: what was held back comes in.
     assert open_list.refresh().status_code == 200
     assert open_list.labels == ["Newer", "New", "Old"]
+
+
+def test_as_long_as_rows_are_ticked_none_of_them_moves(boss, manager):
+    names = [manager.launch_async_task(tasks.add, 1, label=f"Task {number}") for number in range(3)]
+    open_list = OpenList(boss)
+    keys = [str(TaskRecord.objects.get(task_name=name).pk) for name in reversed(names)]
+    claimed_elsewhere(names[0])
+    TaskRecord.objects.change(names[0], RecordChange.started(attempt=1))
+    TaskEvent.objects.create(record=TaskRecord.objects.get(task_name=names[0]), event="start")
+    open_list.refresh(**{"X-Pcrud-Hold": ",".join([*keys, "x", ""])})
+    assert open_list.labels == ["Task 2", "Task 1", "Task 0"]
+    assert "Running" in open_list.part[open_list.part.index("Task 1") :]
+    open_list.refresh()
+    assert open_list.labels == ["Task 0", "Task 2", "Task 1"]
+
+
+def test_people_who_refresh_the_same_list_share_what_is_read(
+    boss, client_of, make_user, manager, django_assert_num_queries
+):
+    run(manager, "First")
+    colleague = OpenList(client_of(make_user("colleague", "view_taskrecord")))
+    run(manager, "Second")
+    OpenList(boss)
+    # Session, user, two for permissions, newest event.
+    with django_assert_num_queries(5):
+        assert colleague.refresh().status_code == 200
+    assert colleague.labels == ["Second", "First"]
+    assert "pcrud-row-delete" not in colleague.part, "the buttons are each person's own"
+    assert colleague.refresh().status_code == 204
+    run(manager, "Third")
+    assert colleague.refresh().status_code == 200
+    assert colleague.labels == ["Third", "Second", "First"]
+
+
+def test_nothing_is_shared_between_hosts(boss, client_of, make_user, manager):
+    """By the host projects with tenants choose their database or schema."""
+    run(manager, "First")
+    client = client_of(make_user("colleague", "view_taskrecord"))
+    client.defaults["SERVER_NAME"] = "other.example.com"
+    colleague = OpenList(client)
+    run(manager, "Second")
+    OpenList(boss)
+    with CaptureQueriesContext(connection) as queries:
+        assert colleague.refresh().status_code == 200
+    assert len(queries) > 5
+
+
+def test_nobody_is_shown_what_was_read_for_somebody_who_may_see_more(boss, client_of, make_user, manager):
+    run(manager, "Theirs")
+    anna = make_user("anna")
+    own = OpenList(client_of(anna))
+    manager.launch_async_task(tasks.add, 1, label="Own", sync=True, user=anna)
+    assert OpenList(boss).labels == ["Own", "Theirs"]
+    assert own.refresh().status_code == 200
+    assert own.labels == ["Own"]
+    assert OpenList(boss, mine="on").labels == []
+    of_anna = OpenList(client_of(make_user("bert", "view_taskrecord")), mine="on")
+    of_anna.refresh(**{"X-Pcrud-State": ""})
+    assert of_anna.labels == []
 
 
 def test_other_pages_announce_new_tasks(boss, manager, settings):
@@ -206,15 +257,15 @@ def test_other_pages_announce_new_tasks(boss, manager, settings):
     assert re.search(rf'href="{LIST}\??" id="pcrud-newer"', open_list.part)
 
 
-def test_many_new_tasks_are_not_counted_to_the_end(boss, manager, monkeypatch):
-    monkeypatch.setattr("powercrud_dashboard.dashboard.listing.NEWER_AT_MOST", 1)
-    monkeypatch.setattr(tasks_view, "NEWER_AT_MOST", 1)
+def test_many_new_tasks_are_not_counted_to_the_end(boss, manager):
     run(manager, "Old")
     open_list = OpenList(boss)
-    for number in range(3):
-        run(manager, f"New {number}")
-    open_list.refresh(**{"X-Pcrud-Hold": "1"})
-    assert "1+ new tasks<" in open_list.part
+    held = {"X-Pcrud-Hold": str(TaskRecord.objects.get().pk)}
+    TaskRecord.objects.bulk_create(
+        TaskRecord(task_name=str(number), label=f"New {number}", func="f", manager_class="m") for number in range(100)
+    )
+    open_list.refresh(**held)
+    assert "99+ new tasks<" in open_list.part
 
 
 def test_the_chosen_interval_is_remembered(boss):
@@ -252,13 +303,89 @@ def test_queued_tasks_tell_their_place_in_the_queue(boss, manager):
 
 def test_running_tasks_tell_their_worker_and_when_it_was_heard_of(boss, manager):
     name = manager.launch_async_task(tasks.add, 1)
-    ActiveTask.objects.claim_pending(name, host="worker-7", pid=4711)
-    TaskRecord.objects.record_start(name, attempt=1)
-    ActiveTask.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=12))
+    claimed_elsewhere(name, host="worker-7", pid=4711)
+    TaskRecord.objects.change(name, RecordChange.started(attempt=1))
+    silence(3600)
     page = boss.get(LIST).content.decode()
-    assert re.search(r"worker 4711 on worker-7, heard 1[2-9]\ss ago", page)
+    assert re.search(r"worker 4711 on worker-7, heartbeat 1\sh ", page)
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+@pytest.mark.parametrize("page", ["", "{pk}/change/"], ids=["list", "task"])
+def test_the_times_of_unfinished_tasks_are_of_the_databases_clock(boss, manager, record_of, monkeypatch, hours, page):
+    """The clock of the web host is wrong."""
+    running = manager.launch_async_task(tasks.add, 1)
+    claimed_elsewhere(running)
+    TaskRecord.objects.change(running, RecordChange.started(attempt=1))
+    manager.update_progress(running, current=1, total=2)
+    silence(3 * 3600)
+    ActiveTask.objects.update(started_at=timezone.now() - timedelta(hours=30))
+    queued = manager.launch_async_task(tasks.add, 1)
+    ActiveTask.objects.filter(task_name=queued).update(created_at=timezone.now() - timedelta(hours=40))
+    now = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: now() + timedelta(hours=hours))
+    shown = " ".join(
+        boss.get(f"{LIST}{page.format(pk=record_of(name).pk)}", headers={"HX-Request": "true"}).content.decode()
+        for name in (running, queued)
+    ).replace("\N{NO-BREAK SPACE}", " ")
+    assert re.search(r"3 h (\d+ \w+ )?ago", shown)
+    assert re.search(r">\s*(for )?1 d 6 h\s*<", shown)
+    assert "in " not in "".join(re.findall(r"<time [^>]*>([^<]*)</time>", shown))
+    assert not page or "queued for 1 d 16 h" in shown
+    assert not page or "about 1 d 6 h left" in shown
 
 
 def test_unfinished_tasks_tell_how_many_objects_they_lock(boss, manager):
     manager.launch_async_task(tasks.add, 1, conflict_ids={"testapp.Project": {1, 2, 3, 4}})
     assert "(4 locked)" in boss.get(LIST).content.decode()
+
+
+REFRESHES = {
+    "list": (LIST, {"HX-Request": "true"}),
+    "mounted list": ("/tasks/", {"HX-Request": "true"}),
+    "strip": ("/admin/testapp/project/background-tasks/", {"HX-Request": "true"}),
+    "endpoint": ("/powercrud/async/progress/?task_name=known", {}),
+}
+
+
+@pytest.fixture
+def session_ends(boss):
+    """The time at which a session ends that was last used an hour ago."""
+    ends = timezone.now() + timedelta(hours=1)
+    Session.objects.update(expire_date=ends)
+    return ends
+
+
+@pytest.mark.parametrize(("address", "headers"), REFRESHES.values(), ids=REFRESHES)
+def test_a_refresh_does_not_keep_a_session_alive(boss, manager, settings, session_ends, address, headers):
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    manager.launch_async_task(tasks.add, 1, task_key="known")
+    assert boss.get(address, headers=headers).status_code == 200
+    assert Session.objects.get().expire_date == session_ends
+    # A person does.
+    boss.get(LIST)
+    assert Session.objects.get().expire_date > session_ends
+
+
+@pytest.mark.parametrize(("address", "headers"), REFRESHES.values(), ids=REFRESHES)
+def test_what_other_middleware_keeps_in_the_session_is_saved(boss, manager, settings, address, headers):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.middleware.count_visits"]
+    manager.launch_async_task(tasks.add, 1, task_key="known")
+    boss.get(address, headers=headers)
+    assert boss.session["visits"] == 1
+
+
+@pytest.mark.parametrize("address", [f"{LIST}?status=failed", "/tasks/?status=failed"])
+def test_a_refresh_without_a_session_sends_the_browser_to_the_login(client, address):
+    response = client.get(address, headers={"HX-Request": "true"})
+    assert response.headers["HX-Redirect"] == f"/admin/login/?{urlencode({'next': address}, safe='/')}"
+    assert "Location" not in response.headers
+    assert client.get(address).status_code == 302
+
+
+def test_a_long_interval_is_written_without_separators(boss, settings):
+    settings.USE_THOUSAND_SEPARATOR = True
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_REFRESH_INTERVAL": 1800}
+    page = boss.get(LIST).content.decode()
+    assert 'hx-trigger="every 1800s"' in page
+    assert '<option value="1800" selected>' in page

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import TaskConflict, TaskNotRetryable
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
+from tests.clicks import TASKS
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db
@@ -48,7 +50,7 @@ def test_retrying_while_the_objects_are_locked_is_a_conflict(manager, failed):
 
 def test_a_retry_under_way_is_not_doubled(manager, failed):
     manager.retry_task("first")
-    with pytest.raises(TaskNotRetryable, match="already under way"):
+    with pytest.raises(TaskNotRetryable, match="has not ended yet"):
         manager.retry_task("first")
 
 
@@ -84,3 +86,66 @@ def test_a_payload_that_can_not_be_restored_says_why(manager, failed, payload, r
         manager.retry_task("first")
     assert not ActiveTask.objects.exists()
     assert not ConflictLock.objects.exists()
+
+
+# In this process
+
+
+def is_in_a_transaction() -> bool:
+    return connection.in_atomic_block
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_synchronous_retry_runs_in_no_transaction_of_ours(manager, at_once, record_of):
+    name = manager.launch_async_task(is_in_a_transaction)
+    again = record_of(manager.retry_task(name))
+    assert (again.status, again.result) == ("success", False)
+    assert record_of(name).events.filter(event="retry").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_synchronous_retry_that_fails_is_recorded(manager, at_once, failed):
+    with pytest.raises(ValueError, match="on purpose"):
+        manager.retry_task("first")
+    again = failed.retries.get()
+    assert (again.status, again.error, again.failure_reason) == ("failed", "on purpose", "error")
+    assert failed.events.get(event="retry").payload["new_task_name"] == again.task_name
+    assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_synchronous_retry_on_the_page_that_fails_is_recorded(manager, boss, at_once, record_of):
+    with pytest.raises(LookupError):
+        manager.launch_async_task(tasks.fail_until, 99, task_key="missing")
+    answer = boss.post(f"{TASKS}{record_of('missing').pk}/retry/", follow=True)
+    again = record_of("missing").retries.get()
+    assert answer.redirect_chain[-1][0] == f"{TASKS}{again.pk}/change/"
+    assert (again.status, again.exception_class) == ("failed", "builtins.LookupError")
+
+
+def test_two_retries_at_the_same_moment_are_one(manager, failed):
+    """The second one has read the record before the first one was written."""
+
+    class Second(AsyncManager):
+        def async_task_lifecycle(self, event, task_name, **payload):
+            if event == "create" and not again:
+                again.append(None)
+                with pytest.raises(TaskNotRetryable, match="has not ended yet"):
+                    AsyncManager().retry_task("first")
+
+    again: list[None] = []
+    Second().retry_task("first")
+    assert again
+    assert failed.retries.count() == 1
+
+
+def test_a_manager_that_can_not_be_made_any_more_keeps_no_page_from_working(boss, failed):
+    TaskRecord.objects.update(manager_class=f"{__name__}.DemandingManager")
+    assert boss.get(f"{TASKS}{failed.pk}/change/").status_code == 200
+    boss.post(f"{TASKS}{failed.pk}/retry/")
+    assert failed.retries.get().status == "pending"
+
+
+class DemandingManager(AsyncManager):
+    def __init__(self, channel):
+        super().__init__()

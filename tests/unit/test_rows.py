@@ -1,13 +1,17 @@
-"""Rows of tasks that have ended are rendered once, and look in every way as if they were rendered each time."""
+"""Rows are rendered once, and look in every way as if they were rendered each time."""
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
+
 import pytest
+from django.conf import settings as django_settings
 from django.test.signals import template_rendered
 from django.utils import timezone, translation
 
 from powercrud_dashboard.dashboard import rows
-from powercrud_dashboard.models import TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus, WorkerProcess
 
 pytestmark = pytest.mark.django_db
 
@@ -52,11 +56,55 @@ def test_a_row_is_rendered_once_for_all_views_of_it(boss, ended, rendered):
     assert first.count("data-pcrud-row") == second.count("data-pcrud-row") == 1
 
 
-def test_rows_of_unfinished_tasks_are_rendered_each_time(boss, manager, rendered):
-    manager.launch_async_task("tests.testapp.tasks.add", 1)
+def test_the_ages_of_a_row_that_is_not_rendered_again_grow(ended, rendered):
+    def ages(later: timedelta) -> list[str]:
+        row = rows.TaskRow(ended, None, "/", "", [], [], ended.finished_at + later)
+        (html,) = rows.render_rows([row], labels={"created_at": "Created"}, is_actionable=False)
+        return re.findall(r"<time [^>]*>([^<]*)</time>", html.replace("\xa0", " "))
+
+    assert ages(timedelta(minutes=4, seconds=20)) == ["4 min ago", "4 min ago"]
+    assert ages(timedelta(hours=3)) == ["3 h ago", "3 h ago"]
+    assert rendered.count(ROW) == 1
+
+
+def test_the_row_of_an_unfinished_task_is_rendered_again_only_if_it_shows_something_else(boss, manager, rendered):
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1)
     for _ in range(2):
-        boss.get(LIST)
-    assert rendered.count(ROW) == 2
+        assert "Next in the queue" in boss.get(LIST).content.decode()
+    assert rendered.count(ROW) == 1
+    worker = WorkerProcess.objects.create(identity="w", host="host-a", pid=4711, cluster="pcrud-tests")
+    ActiveTask.objects.claim(name, worker=worker.pk)
+    TaskRecord.objects.update(status=TaskStatus.IN_PROGRESS, started_at=timezone.now())
+    for done in (3, 3, 4):
+        manager.update_progress(name, "half way", current=done, total=10)
+        page = boss.get(LIST).content.decode()
+        assert f"{done}/10" in page
+        assert "worker 4711 on host-a" in page
+    assert rendered.count(ROW) == 3
+
+
+def test_the_times_of_an_unfinished_task_pass_without_a_row_being_rendered_again(boss, manager, rendered):
+    def shown() -> str:
+        return boss.get(LIST).content.decode().replace("\xa0", " ")
+
+    now = timezone.now()
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1)
+    manager.launch_async_task("tests.testapp.tasks.add", 2)
+    third = manager.launch_async_task("tests.testapp.tasks.add", 3)
+    worker = WorkerProcess.objects.create(identity="w", host="host-a", pid=4711, cluster="pcrud-tests")
+    ActiveTask.objects.claim(name, worker=worker.pk)
+    TaskRecord.objects.filter(task_name=name).update(status=TaskStatus.IN_PROGRESS)
+    page = shown()
+    assert "Number 2 in the queue" in page
+    assert rendered.count(ROW) == 3
+    ActiveTask.objects.filter(task_name=name).update(started_at=now - timedelta(minutes=7, seconds=10))
+    WorkerProcess.objects.update(heartbeat_at=now - timedelta(minutes=3, seconds=10))
+    ActiveTask.objects.filter(task_name=third).update(queued_at=now - timedelta(minutes=1))
+    page = shown()
+    assert re.search(r"for 7 min \d+ s", page)
+    assert re.search(r"heartbeat 3 min \d+ s ago", page)
+    assert "\ue000" not in page
+    assert rendered.count(ROW) == 5, "the places in the queue have changed"
 
 
 @pytest.mark.parametrize(
@@ -76,10 +124,11 @@ def test_a_change_of_the_record_is_shown(boss, ended, change, word):
     assert word in boss.get(LIST).content.decode()
 
 
-def test_each_person_gets_their_own_buttons_language_and_time_zone(boss, ended, client_of, make_user, settings):
+def test_each_person_gets_their_own_buttons_and_language(boss, ended, client_of, make_user):
     def row_of(client) -> str:
         page = client.get(LIST).content.decode()
-        return page[page.index("<tbody>") : page.index("</tbody>")]
+        row = page[page.index("<tbody>") : page.index("</tbody>")]
+        return re.sub(r"(<time [^>]*>)[^<]*", r"\1", row)
 
     full = row_of(boss)
     assert "pcrud-row-delete" in full
@@ -88,18 +137,36 @@ def test_each_person_gets_their_own_buttons_language_and_time_zone(boss, ended, 
     with translation.override("de"):
         assert "Abgeschlossen" in row_of(onlooker)
     assert "Completed" in row_of(onlooker)
-    with timezone.override("Asia/Tokyo"):
-        assert row_of(boss) != full
     assert row_of(boss) == full
 
 
-def test_not_more_than_so_many_rows_are_kept(boss, ended, rendered, monkeypatch):
-    monkeypatch.setattr(rows, "KEPT_AT_MOST", 2)
-    for number in (0, 1, 2, 3, 0):
-        TaskRecord.objects.update(message=f"step {number}")
-        assert f"step {number}" in boss.get(LIST).content.decode()
-    # The first was not kept for so long.
-    assert rendered.count(ROW) == 5
+@pytest.mark.skipif(not django_settings.USE_TZ, reason="there are only local times")
+def test_each_person_gets_their_own_time_zone(boss, ended):
+    def row() -> str:
+        page = boss.get(LIST).content.decode()
+        row = page[page.index("<tbody>") : page.index("</tbody>")]
+        return re.sub(r"(<time [^>]*>)[^<]*", r"\1", row)
+
+    usual = row()
+    with timezone.override("Asia/Tokyo"):
+        assert row() != usual
+    assert row() == usual
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(1, True), (rows.MAX_CACHED_BYTES, False)])
+def test_not_more_than_so_many_bytes_of_rows_are_kept(boss, ended, rendered, length, is_kept):
+    def look(message: str) -> None:
+        TaskRecord.objects.update(message=message)
+        assert message in boss.get(LIST).content.decode()
+
+    look("first")
+    # A row links to the pages of its objects, whose addresses contain their keys.
+    objects = [{"model": "testapp.project", "id": "9" * length, "text": ""}]
+    TaskRecord.objects.update(first_objects=objects, affected_count=1)
+    look("second")
+    TaskRecord.objects.update(first_objects=[], affected_count=0)
+    look("first")
+    assert rendered.count(ROW) == (2 if is_kept else 3)
 
 
 def test_somebody_who_works_on_the_templates_sees_each_change(boss, ended, rendered, settings):

@@ -9,8 +9,10 @@ from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 
-from powercrud_dashboard import timetable
+from powercrud_dashboard.q2 import schedules
+from powercrud_dashboard.schedules import CLEANUP_NAME, CLEANUP_PATH
 from tests.services import wait_until
+from tests.workers import meanwhile
 
 pytestmark = pytest.mark.django_db
 
@@ -40,7 +42,7 @@ def act(client, schedule: Schedule, action: str) -> str:
 def test_a_schedule_is_shown_with_its_next_run_and_its_last_result(client_of, keeper):
     schedule = make(task="a" * 32)
     client = client_of(keeper)
-    assert "not ended, or not kept" in client.get(CLUSTER).content.decode()
+    assert "still running, or result deleted" in client.get(CLUSTER).content.decode()
     now = timezone.now()
     task = Task.objects.create(id="a" * 32, name="x", func="f", started=now, stopped=now, success=True)
     page = client.get(CLUSTER).content.decode()
@@ -51,14 +53,32 @@ def test_a_schedule_is_shown_with_its_next_run_and_its_last_result(client_of, ke
     assert "Failed" in client.get(CLUSTER).content.decode()
     schedule.delete()
     make()
-    assert "Never ran" in client.get(CLUSTER).content.decode()
+    assert "Never run" in client.get(CLUSTER).content.decode()
+
+
+def test_how_often_a_schedule_runs_is_said_in_words(client_of, keeper):
+    make(schedule_type=Schedule.MINUTES, minutes=5)
+    make(schedule_type=Schedule.MINUTES, minutes=1)
+    make()
+    page = client_of(keeper).get(CLUSTER).content.decode()
+    assert all(f">{words}<" in page for words in ("every 5 minutes", "every minute", "Daily"))
 
 
 def test_all_schedules_take_two_queries(django_assert_num_queries):
     for _number in range(5):
         make(task="a" * 32)
     with django_assert_num_queries(2):
-        assert len(timetable.schedule_states()) == 5
+        assert len(schedules.schedule_states()) == 5
+
+
+def test_two_hosts_that_are_set_up_at_the_same_moment_make_one_schedule():
+    def ensure() -> bool:
+        return schedules.ensure_schedule(CLEANUP_PATH, name=CLEANUP_NAME, seconds=300)
+
+    with meanwhile(ensure, before="INSERT INTO"):
+        assert ensure()
+    assert not ensure()
+    assert Schedule.objects.get(name=CLEANUP_NAME).func == CLEANUP_PATH
 
 
 def test_pause_and_resume(client_of, keeper):
@@ -81,8 +101,8 @@ def test_pause_and_resume(client_of, keeper):
 @pytest.mark.parametrize(
     ("fields", "action", "answer"),
     [
-        ({"schedule_type": Schedule.ONCE}, "pause", "no further run"),
-        ({"repeats": 0}, "pause", "no further run"),
+        ({"schedule_type": Schedule.ONCE}, "pause", "no further runs"),
+        ({"repeats": 0}, "pause", "no further runs"),
         ({}, "resume", "is not paused"),
     ],
 )
@@ -97,7 +117,7 @@ def test_what_makes_no_sense_is_refused_in_words(client_of, keeper, fields, acti
 def test_a_schedule_that_is_gone(client_of, keeper):
     schedule = make()
     Schedule.objects.all().delete()
-    assert "no such schedule" in act(client_of(keeper), schedule, "run")
+    assert "The schedule no longer exists." in act(client_of(keeper), schedule, "run")
 
 
 def test_an_unknown_action_is_not_found(client_of, keeper):
@@ -137,14 +157,14 @@ def test_run_now_leaves_the_next_run_as_it_is(client_of, keeper):
     ],
 )
 def test_arguments_are_read_as_the_scheduler_reads_them(args, kwargs, called_with):
-    timetable.run_now(make(args=args, kwargs=kwargs))
+    schedules.run_now(make(args=args, kwargs=kwargs))
     task = OrmQ.objects.get().task
     assert (task["args"], task["kwargs"]) == called_with
 
 
 def test_options_in_the_arguments_and_the_intended_date_are_kept():
     options = "{'q_options': {'group': 'own', 'timeout': 7}}"
-    timetable.run_now(make(kwargs=options, intended_date_kwarg="day", hook="tests.testapp.hook"))
+    schedules.run_now(make(kwargs=options, intended_date_kwarg="day", hook="tests.testapp.hook"))
     task = OrmQ.objects.get().task
     assert (task["group"], task["timeout"], task["hook"]) == ("own", 7, "tests.testapp.hook")
     assert task["kwargs"]["day"].startswith(str(timezone.now().year))
@@ -154,8 +174,8 @@ def test_options_in_the_arguments_and_the_intended_date_are_kept():
 def test_arguments_that_cant_be_read_run_nothing(client_of, keeper, broken):
     page = act(client_of(keeper), make(**broken), "run")
     assert "can&#x27;t be read" in page
-    assert "“nightly” stays as it was" in page
-    assert "Correct it in its form" in page
+    assert "“nightly” was not changed" in page
+    assert "Check the schedule" in page
     assert not OrmQ.objects.exists()
     assert not LogEntry.objects.exists()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 
 from powercrud_dashboard.models import TaskRecord, search
 from powercrud_dashboard.models.search import Words
@@ -54,8 +54,20 @@ def test_the_index_is_made_anew_after_a_migration_there_and_back():
     assert sorted(found("rebuild")) == ["one", "two"]
 
 
-def test_a_database_without_the_index_is_searched_column_by_column(monkeypatch):
-    monkeypatch.setattr(search, "has_index", lambda using: False)
+@pytest.fixture
+def without_fts5():
+    """Use another connection, to an SQLite that says that it was built without FTS5."""
+    original = connections[DEFAULT_DB_ALIAS]
+    connections[DEFAULT_DB_ALIAS] = other = original.copy()
+    other.ensure_connection()
+    other.connection.create_function("sqlite_compileoption_used", 1, lambda name: 0)
+    yield
+    other.close()
+    connections[DEFAULT_DB_ALIAS] = original
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL always has the index")
+def test_a_database_without_the_index_is_searched_column_by_column(without_fts5):
     make("one", label="Rebuild all")
     make("two", label="All")
     assert found("all rebuild") == ["one"]

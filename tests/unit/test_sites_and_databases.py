@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from django.contrib.admin.sites import AdminSite, all_sites
+from django.contrib.auth.models import Group, User
+from django.test.utils import override_script_prefix
+from django.urls import include, path
 
-from powercrud_dashboard.admin.addresses import dashboard_url
+from powercrud_dashboard.admin import TaskRecordAdmin
+from powercrud_dashboard.admin.pages import dashboard_url
 from powercrud_dashboard.exceptions import TaskConflict
 from powercrud_dashboard.models import ConflictLock, TaskRecord
+from tests.backoffice import BackofficeProjectAdmin
 from tests.testapp.admin import ODD
 from tests.testapp.models import Project, Shelf
 
@@ -40,6 +47,54 @@ def test_its_links_lead_to_where_the_pages_are(boss, make_projects):
     assert dashboard_url("admin", "change", 1) == "/admin/powercrud_dashboard/taskrecord/1/change/"
 
 
+class OpenSite(AdminSite):
+    """Lets in who is in a group, staff or not."""
+
+    def has_permission(self, request):
+        return request.user.groups.filter(name="office").exists()
+
+
+@pytest.fixture
+def open_site() -> Iterator[OpenSite]:
+    site = OpenSite("open")
+    site.register(Project, BackofficeProjectAdmin)
+    yield site
+    all_sites.discard(site)
+
+
+@pytest.fixture
+def clerk(make_user, client_of):
+    """Somebody without is_staff whom the open site lets in."""
+    user = make_user("clerk", "change_project", "view_project", is_staff=False)
+    user.groups.add(Group.objects.create(name="office"))
+    return client_of(user)
+
+
+def test_one_line_registers_the_pages_in_a_site(settings, open_site, clerk, boss, make_projects):
+    open_site.register(TaskRecord, TaskRecordAdmin)
+    settings.ROOT_URLCONF = (path("open/", open_site.urls),)
+    answer = choose(clerk, "archive", [make_projects(1)[0].pk], "/open/testapp/project/")
+    assert answer.status_code == 200
+    page = f"/open/powercrud_dashboard/taskrecord/{TaskRecord.objects.get().pk}/change/"
+    assert page in answer.content.decode()
+    for address in (page, "/open/", "/open/powercrud_dashboard/taskrecord/", "/open/testapp/project/"):
+        assert clerk.get(address).status_code == 200
+    # The site says who comes in.
+    assert boss.get(page).status_code == 302
+
+
+@pytest.mark.parametrize("prefix", ["/", "/sub/"])
+def test_the_pages_outside_of_the_admin_take_the_site_that_there_is(settings, open_site, clerk, boss, manager, prefix):
+    settings.ROOT_URLCONF = (path("open/", open_site.urls), path("tasks/", include("powercrud_dashboard.urls")))
+    settings.LOGIN_URL = "/open/login/"
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1, user=User.objects.get(username="clerk"))
+    pk = TaskRecord.objects.get(task_name=name).pk
+    with override_script_prefix(prefix):
+        for address in ("/tasks/", f"/tasks/{pk}/change/", "/tasks/failures/"):
+            assert clerk.get(address).status_code == 200
+            assert boss.get(address).status_code == 403
+
+
 @pytest.mark.django_db
 def test_a_project_without_the_pages_has_no_links_to_them(settings):
     settings.ROOT_URLCONF = ()
@@ -55,6 +110,19 @@ print(type(find_model_admin("backoffice", "testapp.project")).__name__)
     # In a process of its own: this one has imported the URLs already.
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert found.stdout.strip() == "BackofficeProjectAdmin", found.stderr
+
+
+def test_loading_the_package_does_not_resolve_the_relations_of_models():
+    """Some models may not be loaded yet: a relation that is resolved too early stays a text."""
+    code = """
+import django; django.setup()
+import powercrud_dashboard.urls
+from django.contrib.auth.models import User
+print("_relation_tree" in vars(User._meta))
+"""
+    # In a process of its own: this one has asked for them already.
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "False", found.stderr
 
 
 @pytest.mark.django_db(databases=["default", "archive"])

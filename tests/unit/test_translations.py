@@ -12,6 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.utils import translation
 
+from powercrud_dashboard.exceptions import TaskNotRetryable
 from tests import services
 from tests.settings.base import ROOT
 
@@ -21,7 +22,16 @@ CATALOGUE = PACKAGE / "locale" / "de" / "LC_MESSAGES"
 TEMPLATES = sorted(path for path in (ROOT / "templates").rglob("*.html") if path.name != "_refresh.html")
 CLASS_BLOCKS = r"{% block (?:coltype|bodyclass) %}.*?{% endblock %}"
 #: Words in templates that are the same in every language.
-UNTRANSLATED = {"python manage.py qcluster", "python manage.py pcrud_schedule_cleanup", "j", "k", "r", "x", "Enter"}
+UNTRANSLATED = {
+    "python manage.py qcluster",
+    "python manage.py pcrud_schedule_cleanup",
+    ", p95",
+    "j",
+    "k",
+    "r",
+    "x",
+    "Enter",
+}
 LIST = "/admin/powercrud_dashboard/taskrecord/"
 
 
@@ -85,8 +95,11 @@ def test_bare_words_are_found(template):
     ("address", "words"),
     [
         (LIST, ["Hintergrundaufgaben", "Fehlgeschlagen", "Weitere Filter", "Als Nächste an der Reihe"]),
-        (f"{LIST}failures/", ["Fehlschläge", "Die letzten 24 Stunden", "In dieser Zeit ist nichts"]),
-        (f"{LIST}locks/", ["Nichts ist gesperrt.", "Gehalten von"]),
+        (
+            f"{LIST}failures/",
+            ["Fehlschläge", "Die letzten 24 Stunden", "In diesem Zeitraum ist kein Fehlschlag offen."],
+        ),
+        (f"{LIST}locks/", ["Es gibt keine Sperren.", "Gehalten von"]),
         (f"{LIST}cluster/", ["Warteschlangen", "Es gibt keine Zeitpläne."]),
         ("/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
     ],
@@ -104,3 +117,38 @@ def test_refusals_speak_german(client_of, superuser, manager, record_of):
     with translation.override("de"):
         page = client_of(superuser).post(f"{LIST}{record.pk}/retry/", follow=True).content.decode()
     assert "kann nicht wiederholt werden: sie ist noch nicht beendet" in page
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ("", "ihre Argumente wurden nicht aufbewahrt."),
+        ("x", "ihre Signatur passt nicht zum SECRET_KEY dieses Projekts."),
+    ],
+)
+def test_so_do_their_reasons(manager, record_of, payload, reason):
+    record = record_of(manager.launch_async_task("tests.testapp.tasks.add", 1, sync=True))
+    record.payload = payload
+    record.save()
+    with pytest.raises(TaskNotRetryable) as refusal:
+        manager.retry_task(record.task_name)
+    with translation.override("de"):
+        said = str(refusal.value)
+    assert said == f"Aufgabe {record.task_name} kann nicht wiederholt werden: {reason}"
+
+
+@pytest.mark.django_db
+def test_buttons_for_all_tasks_of_a_cause_speak_german(client_of, superuser, manager):
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task("tests.testapp.tasks.fail", sync=True)
+    with translation.override("de"):
+        page = client_of(superuser).get(f"{LIST}failures/").content.decode()
+    assert ">Alle wiederholen<" in page
+    assert ">Alle löschen<" in page
+    assert 'aria-label="Alle löschen: ' in page
+
+
+@pytest.mark.parametrize("other", ["Anlauf", "Anläufe", "Herzschl"])
+def test_the_german_catalogue_has_one_word_for_a_thing(other):
+    assert other not in (ROOT / "powercrud_dashboard/locale/de/LC_MESSAGES/django.po").read_text()

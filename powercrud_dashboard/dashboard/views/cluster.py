@@ -1,48 +1,68 @@
 from __future__ import annotations
 
+import logging
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Min
+from django.contrib import messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import F, Min
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
-from powercrud_dashboard import access, queueing, timetable
-from powercrud_dashboard.dashboard.views.base import RefreshingPageView
-from powercrud_dashboard.models import ActiveTask, TaskRecord
-from powercrud_dashboard.timetable import ScheduleState
+from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard.live import max_heartbeat_age, no_cluster_runs
+from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPageView
+from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
+from powercrud_dashboard.models.database import database_now
+from powercrud_dashboard.models.pausing import PauseKind
+from powercrud_dashboard.q2 import queue, schedules
+from powercrud_dashboard.q2.schedules import ScheduleState
 
-
-@dataclass(frozen=True)
-class Worker:
-    """A worker process and the task that it runs now, if any."""
-
-    pid: int
-    active: ActiveTask | None
-    task_url: str
-    #: Since the task's last heartbeat.
-    silent_for: timedelta | None
+#: Clocks that differ by more than this from the database's are named.
+CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
 class ClusterRow:
+    """The state of a cluster as django-q2 saves it."""
+
     state: Any
-    workers: list[Worker]
     uptime: timedelta
-    heard_ago: timedelta
+    heartbeat_age: timedelta
+
+
+@dataclass(frozen=True)
+class ProcessRow:
+    """A process that runs tasks, and the tasks that it runs, each with its URL."""
+
+    process: WorkerProcess
+    heartbeat_age: timedelta
+    tasks: list[tuple[ActiveTask, str]]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether heartbeats are overdue. Only a process with a task is declared lost."""
+        return self.heartbeat_age.total_seconds() > max_heartbeat_age()
 
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """A schedule and the buttons for it, as (label, address)."""
+    """A schedule and its buttons, as (label, URL)."""
 
     state: ScheduleState
     actions: list[tuple[str, str]]
 
 
 class ClusterView(RefreshingPageView):
-    """Clusters and workers, queues and schedules, for who may view tasks."""
+    """Clusters, workers, queues and schedules."""
 
     page_name = "cluster"
     required_permission = "view_taskrecord"
@@ -50,41 +70,152 @@ class ClusterView(RefreshingPageView):
     partial_template_name = "powercrud_dashboard/cluster/_cluster.html"
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        oldest = ActiveTask.objects.pending().aggregate(oldest=Min("created_at"))["oldest"]
+        now = database_now()
+        # Before anything else is asked, which may take long: of this page's own host, whatever its workers said last.
+        own_offset = timezone.now() - now
+        states = queue.clusters()
+        processes = list(WorkerProcess.objects.order_by(F("lost_at").asc(nulls_first=True), "host", "pid"))
+        offsets = _clock_offsets(processes)
+        offsets[socket.gethostname()] = own_offset
+        oldest = ActiveTask.objects.ready().aggregate(oldest=Min("queued_at"))["oldest"]
         return super().get_context_data(
             title=_("Cluster"),
-            clusters=self._clusters(),
-            no_cluster_runs=queueing.no_cluster_runs(),
-            queues=queueing.queue_states(),
-            oldest_age=timezone.now() - oldest if oldest else None,
-            schedules=[self._schedule(state) for state in timetable.schedule_states()],
+            now=now,
+            clusters=self._clusters(now, offsets, states or []),
+            clusters_are_unknown=states is None,
+            clusters_are_not_listed=not queue.clusters_are_listed(),
+            state_cache=queue.state_cache(),
+            processes=self._processes(processes, now),
+            wrong_clocks=[
+                (host, abs(offset), offset > timedelta())
+                for host, offset in sorted(offsets.items())
+                if abs(offset) > CLOCK_TOLERANCE
+            ],
+            no_cluster_runs=no_cluster_runs(),
+            queues=queue.queue_states(),
+            held_count=ActiveTask.objects.all().held().count(),
+            pause_kinds=PauseKind.choices,
+            pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
+            **self.pauses(),
+            oldest_age=now - oldest if oldest else None,
+            schedules=[self._schedule(state) for state in schedules.schedule_states()],
             **kwargs,
         )
 
     def _schedule(self, state: ScheduleState) -> ScheduleRow:
         if not access.may_change_schedules(self.request.user):
             return ScheduleRow(state, [])
-        offered = {
+        actions = {
             "run": _("Run now"),
             **({"pause": _("Pause")} if state.can_pause else {}),
             **({"resume": _("Resume")} if state.is_paused else {}),
         }
         pk = state.schedule.pk
-        return ScheduleRow(state, [(label, self.url("schedule", pk, name)) for name, label in offered.items()])
+        return ScheduleRow(state, [(label, self.url("schedule", pk, name)) for name, label in actions.items()])
 
-    def _clusters(self) -> list[ClusterRow]:
-        states = queueing.clusters()
-        running = {(active.worker_host, active.worker_pid): active for active in ActiveTask.objects.running()}
-        names = [active.task_name for active in running.values()]
-        records = TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk")
-        urls = {name: self.url("change", pk) for name, pk in records}
-        rows, now = [], timezone.now()
-        for state in states:
-            workers = []
-            for pid in state.workers:
-                active = running.get((state.host, pid))
-                url = urls.get(active.task_name, "") if active else ""
-                beat = active.heartbeat_at if active else None
-                workers.append(Worker(pid, active, url, now - beat if beat else None))
-            rows.append(ClusterRow(state, workers, now - state.tob, now - state.timestamp))
-        return rows
+    @staticmethod
+    def _clusters(now: datetime, offsets: dict[str, timedelta], states: list[Any]) -> list[ClusterRow]:
+        # django-q2 saves the time of the cluster's host.
+        return [
+            ClusterRow(state, state.timestamp - state.tob, now + offsets.get(state.host, timedelta()) - state.timestamp)
+            for state in states
+        ]
+
+    def _processes(self, processes: list[WorkerProcess], now: datetime) -> list[ProcessRow]:
+        """Return the worker processes, those declared lost last."""
+        tasks: dict[str, list[ActiveTask]] = {}
+        for active in ActiveTask.objects.running().exclude(worker=None):
+            tasks.setdefault(active.worker_id or "", []).append(active)
+        names = [active.task_name for of_process in tasks.values() for active in of_process]
+        keys = dict(TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk"))
+
+        def url(active: ActiveTask) -> str:
+            pk = keys.get(active.task_name)
+            return self.url("change", pk) if pk else ""
+
+        return [
+            ProcessRow(
+                process,
+                now - process.heartbeat_at,
+                [(active, url(active)) for active in tasks.get(process.pk, ())],
+            )
+            for process in processes
+        ]
+
+
+def _clock_offsets(processes: list[WorkerProcess]) -> dict[str, timedelta]:
+    """Return how far the clock of each host was ahead of the database's at its last heartbeat."""
+    newest_last = sorted(processes, key=lambda process: process.heartbeat_at)
+    return {process.host: process.clock_offset for process in newest_last if process.lost_at is None}
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScheduleAction:
+    """An action on a schedule, and its messages."""
+
+    #: Returns False if the action is not possible.
+    run: Callable[[Any], object]
+    success_message: Any
+    refusal_message: Any = ""
+
+
+ACTIONS = {
+    "run": ScheduleAction(schedules.run_now, gettext_lazy("“%(schedule)s” was queued to run now.")),
+    "pause": ScheduleAction(
+        schedules.pause,
+        gettext_lazy("“%(schedule)s” is paused."),
+        gettext_lazy("“%(schedule)s” has no further runs to pause."),
+    ),
+    "resume": ScheduleAction(
+        schedules.resume,
+        gettext_lazy("“%(schedule)s” runs again as scheduled."),
+        gettext_lazy("“%(schedule)s” is not paused."),
+    ),
+}
+
+
+class ScheduleActionView(DashboardView):
+    """Run a schedule now, pause it or resume it. The admin log records the user."""
+
+    http_method_names = ["post", "options"]
+    page_name = "cluster"
+    required_permission = "view_taskrecord"
+
+    def post(self, request: HttpRequest, pk: int, action: str) -> HttpResponse:
+        if not access.may_change_schedules(request.user):
+            raise PermissionDenied
+        if action not in ACTIONS:
+            raise Http404
+        schedule = schedules.find(pk)
+        if schedule is None:
+            messages.error(request, _("The schedule no longer exists."))
+        else:
+            self._perform(ACTIONS[action], schedule)
+        return HttpResponseRedirect(self.url("cluster"))
+
+    def _perform(self, action: ScheduleAction, schedule: Any) -> None:
+        name = {"schedule": schedule.name or schedule.func}
+        try:
+            with transaction.atomic():
+                if action.run(schedule) is False:
+                    messages.warning(self.request, action.refusal_message % name)
+                    return
+                LogEntry.objects.log_actions(
+                    self.request.user.pk,  # type: ignore[arg-type]
+                    [schedule],
+                    CHANGE,
+                    str(action.success_message % name),
+                )
+        except Exception as error:
+            # For example: an unavailable broker, invalid arguments, or a cron expression without croniter.
+            logger.exception("Action on schedule %s failed", schedule.pk)
+            messages.error(
+                self.request,
+                _("“%(schedule)s” was not changed (%(error)s). Check the schedule, and that its broker is running.")
+                % {**name, "error": f"{type(error).__name__}: {error}"},
+            )
+            return
+        messages.success(self.request, action.success_message % name)

@@ -1,3 +1,5 @@
+"""The filtered task list as a file."""
+
 from __future__ import annotations
 
 import csv
@@ -34,15 +36,15 @@ COLUMNS = (
     "finished_at",
 )
 
-#: Rows read from the database at once.
+#: Rows read from the database at a time.
 CHUNK = 1_000
 
-#: A spreadsheet takes a cell that begins like this for a formula and would run it.
+#: Spreadsheets treat a cell that starts with one of these as a formula.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class ExportView(DashboardView):
-    """The filtered list as a file, written row by row however long it is."""
+    """The filtered list as a file, streamed row by row."""
 
     http_method_names = ["get", "head", "options"]
 
@@ -51,7 +53,7 @@ class ExportView(DashboardView):
         if file_format not in writers:
             raise Http404(_("Tasks can be exported as csv or json."))
         write, content_type = writers[file_format]
-        records = Listing(request.GET, request.user).matching(considers_all=True)
+        records = Listing(request.GET, request.user).matching(is_complete=True)
         name = f"tasks-{timezone.now():%Y%m%d-%H%M%S}.{file_format}"
         return StreamingHttpResponse(
             write(_rows(records)),
@@ -65,7 +67,7 @@ def _rows(records: QuerySet[TaskRecord]) -> Iterator[dict[str, Any]]:
 
 
 class _Line:
-    """Takes what the csv writer writes and hands it on."""
+    """A file-like object for ``csv.writer`` that returns each line."""
 
     def write(self, line: str) -> str:
         return line

@@ -17,7 +17,7 @@
       await navigator.clipboard.writeText(source.textContent);
       button.textContent = button.dataset.pcrudCopied;
     } catch {
-      // No clipboard without HTTPS: the text is selected, ready for the person's own copy key.
+      // The clipboard requires HTTPS. Select the text, so that the user can copy it.
       select(source);
     }
   });

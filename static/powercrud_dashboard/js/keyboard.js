@@ -1,4 +1,4 @@
-// Keys for those who work through the task list all day. They do nothing inside of a field.
+// Keyboard shortcuts of the task list. They are inactive in form fields.
 (() => {
   const rows = () => [...document.querySelectorAll("#result_list [data-pcrud-row]")];
 
@@ -25,7 +25,9 @@
       const part = document.querySelector("[data-pcrud-refresh]");
       if (part) {
         delete part.dataset.pcrudState;
-        htmx.ajax("GET", part.getAttribute("hx-get"), { source: part, target: part, swap: "outerHTML" });
+        const request = htmx.ajax("GET", part.getAttribute("hx-get"), { source: part, target: part, swap: "pcrud-morph" });
+        // refresh.js shows that the request has failed.
+        request.catch(() => {});
       }
     },
     j: () => move(1),

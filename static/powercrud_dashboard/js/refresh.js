@@ -1,32 +1,46 @@
-// The parts of the pages that fetch themselves again.
+// The refreshing part of a page: [data-pcrud-refresh]. Other requests of htmx on the same page are left alone.
 (() => {
   const PART = "[data-pcrud-refresh]";
+  // Milliseconds after which a request that is not answered has failed.
+  const TIMEOUT = 30_000;
 
-  // What needs this script is hidden without it.
+  const isRefresh = (event) => event.detail.requestConfig?.elt.matches(PART) ?? false;
+
+  const onRefresh = (name, listener) => {
+    document.addEventListener(name, (event) => {
+      if (isRefresh(event)) {
+        listener(event);
+      }
+    });
+  };
+
+  // Elements that need JavaScript are hidden by default.
   const reveal = (root) => {
     root.querySelectorAll("[data-pcrud-needs-script]").forEach((element) => {
       element.hidden = false;
     });
   };
 
-  // A refresh that was led elsewhere, such as to the login page, must not end up inside of this page.
-  document.addEventListener("htmx:beforeSwap", (event) => {
-    const address = event.detail.xhr.responseURL;
-    if (address && new URL(address).pathname !== window.location.pathname) {
-      event.detail.shouldSwap = false;
-      window.location.reload();
-    }
-  });
+  // The notice says that the part may be out of date. htmx goes on polling, so that a later refresh may succeed.
+  const setStale = (isStale) => {
+    document.querySelectorAll("[data-pcrud-stale]").forEach((notice) => {
+      notice.hidden = !isStale;
+    });
+  };
 
-  // A page that nobody looks at does not ask the server for news.
+  // Do not refresh while the page is hidden.
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (event.target.matches(PART) && document.hidden) {
+    if (isRefresh(event) && document.hidden) {
       event.preventDefault();
     }
   });
 
-  // The server answers with nothing if this is what there is still to see.
   document.addEventListener("htmx:configRequest", (event) => {
+    if (!event.target.matches(PART)) {
+      return;
+    }
+    event.detail.timeout = TIMEOUT;
+    // The server sends an empty response if this version is unchanged.
     const { pcrudState, pcrudNewest } = event.target.dataset;
     if (pcrudState) {
       event.detail.headers["X-Pcrud-State"] = pcrudState;
@@ -36,11 +50,38 @@
     }
   });
 
+  // Another page may answer, for example the login page after a redirect.
+  onRefresh("htmx:beforeSwap", ({ detail }) => {
+    const { id } = detail.requestConfig.elt;
+    if (detail.shouldSwap && !detail.serverResponse.includes(`id="${id}"`)) {
+      detail.shouldSwap = false;
+      detail.isError = true;
+    }
+  });
+
+  onRefresh("htmx:afterRequest", ({ detail }) => {
+    if (detail.successful) {
+      setStale(false);
+    }
+  });
+  // A request is also aborted when the user leaves the page, which is no failure.
+  ["htmx:responseError", "htmx:sendError", "htmx:timeout"].forEach((name) => {
+    onRefresh(name, () => setStale(true));
+  });
+
   document.addEventListener("htmx:afterSwap", () => reveal(document));
 
   document.addEventListener("change", (event) => {
-    if (event.target.matches("[data-pcrud-submit-on-change]")) {
+    // Not a search: its field changes with the click that leaves it, which would lead elsewhere.
+    if (event.target.type !== "search" && event.target.closest("[data-pcrud-submit-on-change]")) {
       event.target.form.requestSubmit();
+    }
+  });
+
+  // Addresses are short: a form of filters leaves out its empty fields.
+  document.addEventListener("formdata", (event) => {
+    if (event.target.matches("[data-pcrud-without-empty]")) {
+      [...event.formData].filter(([, value]) => value === "").forEach(([name]) => event.formData.delete(name));
     }
   });
 

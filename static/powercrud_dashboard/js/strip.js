@@ -1,36 +1,26 @@
-// The strip of running tasks above a changelist, and the lock marks of the rows below it.
+// The strip of unfinished tasks above a changelist, and the lock icons of its rows. refresh.js refreshes the strip.
 (() => {
   const STRIP = "#pcrud-strip";
-  const marks = () => [...document.querySelectorAll("[data-pcrud-lock]")];
+  // As many rows as the server looks at (MAX_STRIP_KEYS). Further marks stay as they are.
+  const MAX_ROWS = 500;
+  const marks = () => [...document.querySelectorAll("[data-pcrud-lock]")].slice(0, MAX_ROWS);
 
-  // A page that nobody looks at does not ask the server for news.
-  document.addEventListener("htmx:beforeRequest", (event) => {
-    if (event.target.matches(STRIP) && document.hidden) {
-      event.preventDefault();
-    }
-  });
-
-  // The server is told which rows are shown, and where its buttons lead back to.
+  // Send the displayed rows, and the URL to redirect to after an action.
   document.addEventListener("htmx:configRequest", (event) => {
     if (event.target.matches(STRIP)) {
       event.detail.parameters.key = marks().map((mark) => mark.dataset.pcrudLock);
       event.detail.parameters.next = event.target.dataset.pcrudNext;
+      event.detail.parameters.watched = event.target.dataset.pcrudWatched;
     }
   });
 
-  // A refresh that was led elsewhere, such as to the login page, must not end up inside of this page.
-  document.addEventListener("htmx:beforeSwap", (event) => {
-    const address = event.detail.xhr.responseURL;
-    if (address && new URL(address).pathname !== event.detail.pathInfo.requestPath.split("?")[0]) {
-      event.detail.shouldSwap = false;
-      window.location.reload();
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (!event.detail.requestConfig?.elt.matches(STRIP)) {
+      return;
     }
-  });
-
-  document.addEventListener("htmx:afterSwap", () => {
     const { pcrudLocked } = document.querySelector(STRIP).dataset;
     if (pcrudLocked !== undefined) {
-      const locked = new Set(pcrudLocked.split(" "));
+      const locked = new Set(JSON.parse(pcrudLocked));
       marks().forEach((mark) => {
         mark.hidden = !locked.has(mark.dataset.pcrudLock);
       });

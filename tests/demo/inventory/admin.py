@@ -4,6 +4,7 @@ import csv
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -14,6 +15,11 @@ from powercrud_dashboard.async_context import track
 from tests.demo.inventory import library
 from tests.demo.inventory.models import SourceFile
 
+if settings.THEME == "unfold":
+    from unfold.admin import ModelAdmin
+else:
+    from django.contrib.admin import ModelAdmin
+
 
 class ListForm(forms.Form):
     separator = forms.ChoiceField(choices=[(";", "Semicolon"), (",", "Comma"), ("\t", "Tab")])
@@ -21,7 +27,7 @@ class ListForm(forms.Form):
 
 
 @admin.register(SourceFile)
-class SourceFileAdmin(BackgroundActionsMixin, admin.ModelAdmin):
+class SourceFileAdmin(BackgroundActionsMixin, ModelAdmin):
     list_display = ["path", "background_lock", "size", "short_checksum", "lines", "definitions", "checked_at"]
     search_fields = ["path"]
     list_per_page = 50

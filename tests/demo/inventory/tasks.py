@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 from django.utils import timezone
@@ -8,6 +9,8 @@ from django.utils import timezone
 from powercrud_dashboard.async_context import track
 from tests.demo.inventory import library
 from tests.demo.inventory.models import SourceFile
+
+logger = logging.getLogger(__name__)
 
 
 def parse_and_count(*, pks: list[int], model: str) -> dict[str, Any]:
@@ -21,6 +24,7 @@ def parse_and_count(*, pks: list[int], model: str) -> dict[str, Any]:
         file.lines, file.definitions, file.checked_at = found.lines, found.definitions, timezone.now()
         file.save(update_fields=["lines", "definitions", "checked_at"])
         definitions += found.definitions
+        logger.info("%s: %s lines, %s definitions", file.path, found.lines, found.definitions)
     return {"files": len(pks), "definitions": definitions}
 
 
@@ -29,4 +33,7 @@ def stretch_checksums(*, pks: list[int], model: str, rounds: int = 400_000) -> d
     files = SourceFile.objects.filter(pk__in=pks)
     for file in track(files, description="Stretching"):
         hashlib.pbkdf2_hmac("sha256", file.path.encode(), b"demo", rounds)
+        logger.info("Stretched %s", file.path)
+        if file.size > 50_000:
+            logger.warning("%s is large: %s bytes", file.path, file.size)
     return {"files": len(pks), "rounds": rounds}

@@ -21,5 +21,5 @@ class Command(BaseCommand):
         SourceFile.objects.bulk_create(files, ignore_conflicts=True)
         users = get_user_model()
         if not users.objects.filter(username=USERNAME).exists():
-            users.objects.create_superuser(USERNAME, password=PASSWORD)
+            users.objects.create_superuser(USERNAME, "demo@example.com", PASSWORD)
         self.stdout.write(f"{SourceFile.objects.count()} files from {library.LIBRARY}")

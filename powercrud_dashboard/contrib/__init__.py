@@ -1,0 +1,1 @@
+"""Bridges to other packages, each importable only with its own."""

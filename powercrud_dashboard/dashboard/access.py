@@ -1,0 +1,138 @@
+"""Permission rules for tasks and locks, and the session in refreshes, shared by endpoint, pages and admin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
+    from django.http import HttpRequest
+
+    User = AbstractUser | AnonymousUser
+
+
+def has_permission(user: User, codename: str) -> bool:
+    """Return whether the user is active and has this permission of the package."""
+    if not user.is_active:
+        return False
+    return user.has_perm(f"powercrud_dashboard.{codename}")
+
+
+#: What users may do with the tasks that they launched, without further permissions.
+OWN_TASKS = frozenset({"retry_taskrecord", "cancel_taskrecord", "dismiss_taskrecord", "pause_taskrecord"})
+
+
+#: What can be done only to the tasks of this package's managers.
+NEED_A_MANAGER = frozenset({"retry_taskrecord", "cancel_taskrecord", "pause_taskrecord"})
+
+
+def manages_own_tasks(user: User, codename: str) -> bool:
+    """Return whether the user needs no permission for the tasks that they launched themselves."""
+    return codename in OWN_TASKS and user.is_active and bool(app_settings.DASHBOARD_MANAGE_OWN_TASKS)
+
+
+def has_permission_for(user: User, codename: str, record: TaskRecord) -> bool:
+    """Return whether the user has this permission, or needs none because they launched the task.
+
+    Nobody has one for what can't be done to a task that is only observed.
+    """
+    if record.is_observed and codename in NEED_A_MANAGER:
+        return False
+    is_own = record.user_id is not None and record.user_id == user.pk
+    return (is_own and manages_own_tasks(user, codename)) or has_permission(user, codename)
+
+
+def may_see(user: User, task_name: str) -> bool:
+    """Return whether the user may see the task, recorded or only active."""
+    if not (user.is_authenticated and user.is_active):
+        return False
+    if TaskRecord.objects.visible_to(user).filter(task_name=task_name).exists():
+        return True
+    active = ActiveTask.objects.tasks().filter(task_name=task_name)
+    if has_permission(user, "view_taskrecord"):
+        return active.exists()
+    return active.filter(user_id=user.pk).exists()
+
+
+def may_retry(user: User, record: TaskRecord) -> bool:
+    return record.is_finished and has_permission_for(user, "retry_taskrecord", record)
+
+
+def may_dismiss(user: User, record: TaskRecord) -> bool:
+    """Return whether the user may dismiss the failure."""
+    return record.resolution == Resolution.OPEN and has_permission_for(user, "dismiss_taskrecord", record)
+
+
+def may_reopen(user: User, record: TaskRecord) -> bool:
+    """Return whether the user may open the dismissed failure again."""
+    return record.resolution == Resolution.DISMISSED and has_permission_for(user, "dismiss_taskrecord", record)
+
+
+def may_run_now(user: User, record: TaskRecord) -> bool:
+    """Return whether the user may start a task that waits for its next attempt."""
+    return not record.is_finished and has_permission_for(user, "retry_taskrecord", record)
+
+
+def may_edit_and_retry(user: User, record: TaskRecord) -> bool:
+    """Return whether the user may retry the task with changed arguments."""
+    return may_retry(user, record) and has_permission(user, "change_taskrecord")
+
+
+def may_delete(user: User, record: TaskRecord) -> bool:
+    # What is only observed may never be told to end.
+    return (record.is_finished or record.is_observed) and has_permission(user, "delete_taskrecord")
+
+
+def may_release_locks(user: User) -> bool:
+    return has_permission(user, "release_conflictlock")
+
+
+def may_change_schedules(user: User) -> bool:
+    """Return whether the user may run, pause and resume django-q2's schedules."""
+    return user.is_active and user.has_perm("django_q.change_schedule")
+
+
+def may_cancel(user: User, record: TaskRecord) -> bool:
+    return not record.is_finished and has_permission_for(user, "cancel_taskrecord", record)
+
+
+def kept_session(request: HttpRequest) -> dict[str, Any]:
+    """Return what an action in a worker has of the session of this request."""
+    session = getattr(request, "session", {})
+    return {key: session[key] for key in app_settings.DASHBOARD_WORKER_SESSION_KEYS if key in session}
+
+
+def may_pause(user: User, record: TaskRecord) -> bool:
+    is_active = record.status in (TaskStatus.PENDING, TaskStatus.IN_PROGRESS)
+    return is_active and has_permission_for(user, "pause_taskrecord", record)
+
+
+def may_resume(user: User, record: TaskRecord) -> bool:
+    """Return whether the user may resume the task, if it is paused or was asked to."""
+    is_pausable = record.status in (TaskStatus.PAUSED, TaskStatus.IN_PROGRESS)
+    return is_pausable and has_permission_for(user, "pause_taskrecord", record)
+
+
+def may_pause_queues(user: User) -> bool:
+    """Return whether the user may pause and resume queues, and functions on all queues."""
+    return has_permission(user, "pause_queue")
+
+
+def do_not_renew_session(request: HttpRequest) -> None:
+    """Save the session only if this request changes it, also with ``SESSION_SAVE_EVERY_REQUEST``.
+
+    A page that refreshes itself is no sign of a person: it must not keep a session alive.
+    """
+    session = getattr(request, "session", None)
+    if session is None:  # Other kinds of authentication need no session.
+        return
+    save = session.save
+
+    def save_if_modified(must_create: bool = False) -> None:
+        if session.modified:
+            save(must_create)
+
+    session.save = save_if_modified

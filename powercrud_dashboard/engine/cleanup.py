@@ -1,0 +1,493 @@
+"""Find what was lost, end it, and delete what is old. Nothing that is alive is touched."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from django.db import InterfaceError, OperationalError, models
+from django.db.models import Exists, OuterRef, Q
+
+from powercrud_dashboard.conf import app_settings, is_retention
+from powercrud_dashboard.engine import failures, lifecycle, mails, policy, processes, registry, requests, statistics
+from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskBusy, TaskConflict
+from powercrud_dashboard.models import (
+    ActiveTask,
+    ConflictLock,
+    FailureReason,
+    TaskEvent,
+    TaskFile,
+    TaskLogLine,
+    TaskNotice,
+    TaskObject,
+    TaskRecord,
+)
+from powercrud_dashboard.models.coordination import ActiveTaskState
+from powercrud_dashboard.models.database import Now, give_way, impatient_transaction, in_chunks
+from powercrud_dashboard.q2 import queue
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+#: Seconds that a launch may take from its commit, or rather from the first cleanup after it, until the broker has it.
+SENDING_MAY_TAKE = 60
+#: Seconds that a record may stay open after its task's row was deleted.
+RECORDING_MAY_TAKE = 60
+#: Seconds after which an unfinished observed task is forgotten if nothing is heard of it.
+SILENT_AFTER = 7 * 24 * 60 * 60
+#: Tasks that a summary names, of those cleaned and those skipped: django-q2 stores the summary of each scheduled pass.
+NAMED_TASKS = 100
+#: Records deleted in one transaction, so that a launch never waits long for it.
+DELETED_AT_ONCE = 250
+
+
+@dataclass
+class Summary:
+    """What cleanup found and did (or, in a dry run, would do). The first tasks are named; the counts are exact."""
+
+    active_tasks: int = 0
+    cleaned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cleaned_count: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    skipped_count: int = 0
+    orphaned_locks: int = 0
+    pruned_records: int = 0
+
+    def add_cleaned(self, task_name: str, found: dict[str, Any]) -> None:
+        self.cleaned_count += 1
+        if len(self.cleaned) < NAMED_TASKS:
+            self.cleaned[task_name] = found
+
+    def add_skipped(self, task_name: str, reason: str) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < NAMED_TASKS:
+            self.skipped[task_name] = reason
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Cleanup:
+    """One pass over everything that may have been left behind."""
+
+    def __init__(self, *, dry_run: bool = False) -> None:
+        self._dry_run = dry_run
+        self._summary = Summary()
+        #: Tasks that were given up, or would be.
+        self._given_up: set[str] = set()
+
+    def run(self) -> Summary:
+        self._summary.active_tasks = ActiveTask.objects.tasks().count()
+        steps: list[Callable[[], None]] = [
+            self._give_up_lost_workers,
+            self._give_up_what_was_never_sent,
+            self._free_misdated,
+            self._give_up_what_the_queue_lost,
+            self._expire_reservations,
+            self._close_abandoned_records,
+            self._delete_silent_records,
+            self._delete_orphaned_locks,
+            self._count_ended,
+            self._prune_history,
+            self._delete_unneeded_files,
+            self._forget_old_processes,
+            self._send_mails,
+            self._forget_old_notices,
+        ]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                # The broker may be away, for instance, which the other steps don't need.
+                logger.exception("A step of the cleanup failed: %s", step.__name__)
+        self._note_the_rest()
+        return self._summary
+
+    def _give_up_lost_workers(self) -> None:
+        lost = processes.seem_lost() if self._dry_run else processes.find_lost()
+        self._give_up_all(lost, FailureReason.WORKER_LOST, "worker lost")
+
+    def _give_up_what_was_never_sent(self) -> None:
+        self._give_up_all(self._never_sent(), FailureReason.NOT_QUEUED, "could not be queued")
+
+    def _free_misdated(self) -> None:
+        if not self._dry_run:
+            with impatient_transaction():
+                freed = queue.free_misdated()
+            if freed:
+                logger.warning("%s queued messages were dated in the future", freed)
+
+    def _give_up_what_the_queue_lost(self) -> None:
+        self._give_up_all(self._lost_in_the_queue(), FailureReason.NEVER_STARTED, "lost in the queue")
+
+    def _delete_unneeded_files(self) -> None:
+        if not self._dry_run:
+            with impatient_transaction():
+                TaskFile.objects.all().unneeded().delete()
+
+    def _forget_old_processes(self) -> None:
+        if not self._dry_run:
+            processes.forget_old()
+
+    def _send_mails(self) -> None:
+        # The workers send them, unless none runs.
+        if not self._dry_run:
+            mails.send_due()
+
+    def _forget_old_notices(self) -> None:
+        if not self._dry_run:
+            expired = TaskNotice.objects.all().expired()
+            with impatient_transaction():
+                expired._raw_delete(expired.db)
+
+    def _give_up_all(self, tasks: Iterable[ActiveTask], reason: FailureReason, words: str) -> None:
+        for active in tasks:
+            try:
+                found = self._describe(active, words)
+                if policy.waits_after(active, reason):
+                    # It keeps its locks.
+                    found.update(reason=f"{words}, waits for its retry", conflict_lock_keys=0)
+                if self._dry_run or give_up(registry.manager_of(active), active, reason):
+                    self._given_up.add(active.task_name)
+                    self._summary.add_cleaned(active.task_name, found)
+            except Exception:
+                # One task must not stop the cleanup of the others.
+                logger.exception("Task %s could not be cleaned up", active.task_name)
+
+    @staticmethod
+    def _describe(active: ActiveTask, words: str) -> dict[str, Any]:
+        """Count what belongs to a task or reservation, before it is ended."""
+        has_progress = bool(active.progress_message) or active.progress_current is not None
+        return {
+            "reason": words,
+            "conflict_lock_keys": active.locks.count(),
+            "progress_entries": int(has_progress),
+            "dashboard_records": TaskRecord.objects.filter(task_name=active.task_name).count(),
+        }
+
+    def _never_sent(self) -> list[ActiveTask]:
+        """Return the tasks whose launching process died between the commit and the broker."""
+        overdue = list(ActiveTask.objects.unsent().filter(expires_at__lte=Now()))
+        if not self._dry_run:
+            # A row says when it was written, which may be long before its transaction was committed. So the time for
+            # sending is counted from here, where it is seen for the first time.
+            with impatient_transaction():
+                ActiveTask.objects.unsent().filter(expires_at=None).update(
+                    expires_at=Now() + timedelta(seconds=SENDING_MAY_TAKE)
+                )
+        return overdue
+
+    def _lost_in_the_queue(self) -> Iterator[ActiveTask]:
+        """Queued tasks whose message the broker does not have any more.
+
+        Of a broker without receipts they are those that this pass and an earlier one have missed.
+        """
+        grace_period = app_settings.CLEANUP_GRACE_PERIOD
+        if queue.broker_database() is not None:
+            # The ORM broker keeps a message until its task has ended: without one, no worker will ever claim the task.
+            waiting = ActiveTask.objects.queued_for(min(SENDING_MAY_TAKE, grace_period)).exclude(queue_receipt="")
+            receipted = list(waiting)
+            known = queue.receipts_still_queued([active.queue_receipt for active in receipted])
+            yield from (active for active in receipted if active.queue_receipt not in known)
+            return
+        sent = ActiveTask.objects.ready().exclude(sent_at=None)
+        for cluster in set(sent.values_list("cluster", flat=True)):
+            tasks = list(sent.filter(cluster=cluster).defer("payload"))
+            missing = queue.missing_from(cluster, [active.task_name for active in tasks])
+            if missing is None:
+                continue
+            overdue = set(ActiveTask.objects.missing().queued_for(grace_period).values_list("task_name", flat=True))
+            for active in tasks:
+                is_missing = active.task_name in missing
+                if is_missing and active.task_name in overdue:
+                    yield active
+                elif is_missing == (active.missing_since is None) and not self._dry_run:
+                    self._note_missing(active, is_missing)
+
+    @staticmethod
+    def _note_missing(active: ActiveTask, is_missing: bool) -> None:
+        try:
+            with impatient_transaction():
+                if ActiveTask.objects.all().note_missing(active, is_missing) and is_missing:
+                    logger.warning("Task %s is not in the queue any more", active.task_name)
+                    lifecycle.emit(registry.manager_of(active), "missing", active.task_name)
+        except Exception:
+            logger.exception("Whether task %s is lost could not be noted", active.task_name)
+
+    def _expire_reservations(self) -> None:
+        for reservation in ActiveTask.objects.expired_reservations():
+            try:
+                found = self._describe(reservation, "reservation expired")
+                if self._dry_run or end_reservation(reservation):
+                    self._summary.add_cleaned(reservation.task_name, found)
+            except Exception:
+                logger.exception("The reservation %s could not be ended", reservation.task_name)
+
+    def _close_abandoned_records(self) -> None:
+        """End records that stayed open although their task's row is gone, from what django-q2 knows of the task."""
+        abandoned = TaskRecord.objects.abandoned(RECORDING_MAY_TAKE)
+        for record in abandoned.only("task_name", "started_at", "manager_class", "manager_config"):
+            try:
+                if not self._dry_run:
+                    with impatient_transaction():
+                        self._close(record)
+            except Exception:
+                logger.exception("The record of task %s could not be closed", record.task_name)
+                continue
+            found = {
+                "reason": "record without a task",
+                "conflict_lock_keys": 0,
+                "progress_entries": 0,
+                "dashboard_records": 1,
+            }
+            self._summary.add_cleaned(record.task_name, found)
+
+    def _close(self, record: TaskRecord) -> None:
+        manager = registry.manager_of(record)
+        finished = queue.finished_task(record.task_name)
+        facts: dict[str, Any] = {"started_at": record.started_at}
+        if finished is not None and finished.success:
+            lifecycle.emit(manager, "complete", record.task_name, result=finished.result, **facts)
+        elif finished is not None:
+            lifecycle.emit(manager, "fail", record.task_name, **failure_of(finished), **facts)
+        else:
+            lost = policy.failure_payload(FailureReason.WORKER_LOST)
+            lifecycle.emit(manager, "fail", record.task_name, **lost, **facts)
+
+    def _delete_silent_records(self) -> None:
+        """Delete records of observed tasks whose end nobody will tell any more; whether they failed is not known."""
+        silent = TaskRecord.objects.silent(SILENT_AFTER).order_by("pk").values_list("pk", flat=True)
+        if self._dry_run:
+            self._summary.pruned_records += silent.count()
+            return
+        after = 0
+        while batch := list(silent.filter(pk__gt=after)[:DELETED_AT_ONCE]):
+            self._summary.pruned_records += len(batch) - len(delete_records(batch))
+            after = batch[-1]
+
+    def _delete_orphaned_locks(self) -> None:
+        orphaned = ConflictLock.objects.all().orphaned()
+        with impatient_transaction():
+            self._summary.orphaned_locks = orphaned.count() if self._dry_run else orphaned._raw_delete(orphaned.db)
+
+    def _count_ended(self) -> None:
+        if not self._dry_run:
+            statistics.count_ended()
+            statistics.merge_old()
+
+    def _prune_history(self) -> None:
+        for status, days in app_settings.DASHBOARD_RETENTION_DAYS.items():
+            # Others are kept: the check tells of a mistake, and None means all.
+            if days is not None and is_retention(days):
+                try:
+                    self._summary.pruned_records += self._prune(status, days)
+                except Exception:
+                    logger.exception("Records of the status %s could not be pruned", status)
+
+    def _prune(self, status: str, days: float) -> int:
+        expired = TaskRecord.objects.expired(status, days)
+        if self._dry_run:
+            return expired.count()
+        pruned = 0
+        # In the order of the index that finds them; otherwise all that are left would be sorted for each batch.
+        oldest = _without_protected(expired).order_by("finished_at", "pk").values_list("finished_at", "pk")
+        batch = list(oldest[:DELETED_AT_ONCE])
+        while batch:
+            began = time.monotonic()
+            try:
+                pruned += len(batch) - len(delete_records([pk for _finished_at, pk in batch]))
+            except TaskBusy:
+                logger.warning("Some old records can't be deleted now: another session has them locked", exc_info=True)
+            give_way(time.monotonic() - began)
+            # After this batch, as some of its records may have been kept.
+            finished_at, pk = batch[-1]
+            later = Q(finished_at__gt=finished_at) | Q(pk__gt=pk)
+            batch = list(oldest.filter(later, finished_at__gte=finished_at)[:DELETED_AT_ONCE])
+        return pruned
+
+    def _note_the_rest(self) -> None:
+        for active in ActiveTask.objects.tasks().only(*_SITUATION_COLUMNS):
+            if active.task_name not in self._given_up:
+                self._summary.add_skipped(active.task_name, _situation(active))
+
+
+_SITUATION_COLUMNS = ("task_name", "state", "next_run_at", "missing_since", "held_by", "attempt", "retries")
+
+
+def _situation(active: ActiveTask) -> str:
+    """Return why a task is left alone."""
+    if active.state == ActiveTaskState.IN_PROGRESS:
+        return "task is running"
+    if active.state == ActiveTaskState.PAUSED:
+        return "task is paused"
+    if active.held_by:
+        return "its queue or function is paused"
+    if active.next_run_at is not None:
+        return "task waits for its retry" if active.attempt or active.retries else "task waits for its time"
+    return "task is queued" if active.missing_since is None else "task is missing from the queue"
+
+
+def delete_records(pks: list[int]) -> list[int]:
+    """Delete these records with everything that belongs to them, a part of them in each transaction.
+
+    Rows of the project's own models that refer to a record are treated as their foreign keys say. Returns the keys of
+    the records that are kept, as the project's data does not allow their deletion.
+
+    Raises:
+        TaskBusy: if another session has rows of a part locked in the database and does not finish.
+    """
+    using = TaskRecord.objects.all().db
+    return [pk for chunk in in_chunks(pks, using=using) for pk in _delete(chunk)]
+
+
+def _delete(pks: list[int]) -> list[int]:
+    try:
+        with impatient_transaction():
+            records = TaskRecord.objects.filter(pk__in=pks)
+            failed_retries = records.exclude(resolution="").exclude(chain=None)
+            chains = list(failed_retries.order_by().values_list("chain", flat=True).distinct())
+            # Others may retry or settle them, or a try of the same task, at this moment. What ends has locked itself
+            # before it locks the earlier tries.
+            TaskRecord.objects.unfinished().filter(Q(retry_of__in=pks) | Q(first_try__in=pks)).lock()
+            tries = TaskRecord.objects.finished().filter(Q(pk__in=chains) | Q(chain__in=chains))
+            (records | tries).lock()
+            statistics.count_records(pks)
+            TaskEvent.objects.filter(record__in=pks).delete()
+            TaskObject.objects.filter(record__in=pks).delete()
+            TaskLogLine.objects.filter(record__in=pks).delete()
+            TaskNotice.objects.filter(record__in=pks).delete()
+            names = TaskRecord.objects.filter(pk__in=pks).values_list("task_name", flat=True)
+            TaskFile.objects.filter(owner__in=list(names)).delete()
+            failures.note_partial_retries_of(pks)
+            TaskRecord.objects.filter(retry_of__in=pks).update(retry_of=None)
+            TaskRecord.objects.filter(first_try__in=pks).update(first_try=None)
+            if _references():
+                records.only("pk").delete()
+            else:
+                records._raw_delete(records.db)
+            failures.count_last_failures(chains)
+    except (OperationalError, InterfaceError):
+        # The database does not answer, whatever the records are.
+        raise
+    except Exception:
+        # A constraint, a trigger or a receiver of the project.
+        if len(pks) == 1:
+            logger.warning("The record with the key %s is kept, as it can't be deleted", pks[0], exc_info=True)
+            return pks
+        # One of them must not keep the others.
+        middle = len(pks) // 2
+        return [*_delete(pks[:middle]), *_delete(pks[middle:])]
+    return []
+
+
+def _references() -> list[Any]:
+    """Return the relations by which the project's own models refer to records."""
+    own = TaskRecord._meta.app_label
+    return [
+        relation
+        for relation in TaskRecord._meta.get_fields(include_hidden=True)
+        if isinstance(relation, models.ManyToOneRel) and relation.related_model._meta.app_label != own
+    ]
+
+
+def _without_protected(records: models.QuerySet[TaskRecord]) -> models.QuerySet[TaskRecord]:
+    """Leave out the records that rows of the project protect from deletion."""
+    for relation in _references():
+        if relation.on_delete in (models.PROTECT, models.RESTRICT, models.DO_NOTHING):
+            rows = relation.related_model._base_manager.using(records.db)
+            records = records.filter(~Exists(rows.filter(**{relation.field.name: OuterRef("pk")})))
+    return records
+
+
+def give_up(manager: lifecycle.LifecycleManager, active: ActiveTask, reason: FailureReason) -> bool:
+    """End a task from outside, unless it has changed since it was read. Return whether it was ended.
+
+    Raises:
+        TaskBusy: if another session has its rows locked in the database and does not finish.
+    """
+    with impatient_transaction():
+        ended = policy.fail(manager, active, **policy.failure_payload(reason))
+    if ended:
+        logger.warning("Task %s was given up: %s", active.task_name, reason.value)
+        queue.withdraw(active.queue_receipt)
+    return ended
+
+
+def end_reservation(reservation: ActiveTask) -> bool:
+    """Release a reservation's locks and delete it. Return whether it was still there."""
+    with impatient_transaction():
+        return ActiveTask.objects.end(reservation) is not None
+
+
+def release_stale_holders(model_labels: set[str]) -> bool:
+    """End the lost tasks and expired reservations that hold locks of these models. Return whether there was one."""
+    locks = ConflictLock.objects.filter(active_task=OuterRef("pk"), model_label__in=model_labels)
+    stale = [*processes.find_lost(Exists(locks)), *ActiveTask.objects.expired_reservations().filter(Exists(locks))]
+    return sum(map(_release_stale, stale)) > 0
+
+
+def without_stale_holders(launch_it: Callable[[], Answer]) -> Answer:
+    """Launch; as long as lost tasks or expired reservations are in the way, end those and launch again."""
+    while True:
+        try:
+            return launch_it()
+        except TaskConflict as conflict:
+            if not release_stale_holders({item.model_label for item in conflict.held}):
+                raise
+        except TaskAlreadyActive as other:
+            if not give_up_if_lost(other.task_name):
+                raise
+
+
+def give_up_if_lost(task_name: str) -> bool:
+    """Give up this task if its worker is lost. Return whether it was."""
+    return sum(map(_release_stale, processes.find_lost(task_name=task_name))) > 0
+
+
+def _release_stale(holder: ActiveTask) -> bool:
+    try:
+        if holder.state == ActiveTaskState.RESERVED:
+            return end_reservation(holder)
+        return give_up(registry.manager_of(holder), holder, FailureReason.WORKER_LOST)
+    except Exception:
+        # One holder must not keep the others' locks.
+        logger.exception("The locks of %s could not be released", holder.task_name)
+        return False
+
+
+def finish_from(finished: Any) -> bool:
+    """End a task whose worker could not record its end, from django-q2's row of it.
+
+    Return False if there is nothing to end, or the row tells of another attempt.
+    """
+    active = ActiveTask.objects.running().filter(task_name=finished.name).first()
+    if active is None or queue.attempt_of(finished) != active.attempt:
+        return False
+    manager = registry.manager_of(active)
+    if finished.success:
+        return lifecycle.end(manager, active, "complete", result=finished.result)
+    told = queue.ending_of(finished)
+    if told.get("event") in requests.GIVES_BACK:
+        return requests.give_worker_back(manager, active)
+    if told.get("event") == "cancel":
+        return lifecycle.end(manager, active, "cancel", actor=active.cancel_requested_by)
+    return policy.fail(manager, active, policy.exception_class(told.get("kind", "")), **failure_of(finished))
+
+
+def failure_of(finished: Any) -> dict[str, Any]:
+    """Return the payload of a ``fail`` event for django-q2's row, whose text is error and traceback in one."""
+    told = queue.ending_of(finished)
+    text = str(finished.result)
+    error, __, traceback = text.partition(" : Traceback")
+    return {
+        "reason": told.get("reason") or FailureReason.ERROR.value,
+        "error": error,
+        "result": error,
+        "exception_class": told.get("exception_class", ""),
+        "traceback": f"Traceback{traceback}" if traceback else text,
+    }

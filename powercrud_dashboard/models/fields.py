@@ -1,0 +1,36 @@
+"""Text columns that take any text, alike on every database, in values as in lookups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+
+from powercrud_dashboard.text import storable
+
+if TYPE_CHECKING:
+    _CharField = models.CharField[str, str]
+    _TextField = models.TextField[str, str]
+else:
+    _CharField, _TextField = models.CharField, models.TextField
+
+
+class _AnyText:
+    """Replaces what PostgreSQL does not store: NUL characters and halves of surrogate pairs."""
+
+    def get_prep_value(self, value: Any) -> Any:
+        prepared = super().get_prep_value(value)  # type: ignore[misc]
+        return storable(prepared) if isinstance(prepared, str) else prepared
+
+    def deconstruct(self) -> Any:
+        # The column is Django's own.
+        name, _path, args, kwargs = super().deconstruct()  # type: ignore[misc]
+        return name, f"django.db.models.{type(self).__name__}", args, kwargs
+
+
+class CharField(_AnyText, _CharField):
+    pass
+
+
+class TextField(_AnyText, _TextField):
+    pass

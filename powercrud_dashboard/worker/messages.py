@@ -1,0 +1,82 @@
+"""The messages that a worker gets from its cluster: when it begins none, and which go back to the broker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from queue import Empty
+from typing import Any
+
+from powercrud_dashboard.q2 import queue
+from powercrud_dashboard.worker import interrupt
+
+#: What ends a worker's loop, in django-q2's queue of the messages that the cluster has taken.
+STOP = "STOP"
+#: Seconds after which an idle worker looks for a SIGTERM.
+LOOK_INTERVAL = 1.0
+#: Seconds that this worker rests after it has left a message in the queue, which it may get again at once.
+PAUSE = 1.0
+
+
+class Messages:
+    """Takes the place of ``get`` of django-q2's queue, which a worker calls between two tasks."""
+
+    def __init__(self, taken: Any) -> None:
+        self._get = taken.get
+        self._pid = os.getpid()
+        self._alarm_handler: Any = None
+        self._last: dict[str, Any] = {}
+        self._has_left_one = False
+
+    def get(self) -> Any:
+        """Return the next message, or what ends the worker's loop."""
+        if os.getpid() != self._pid:
+            # Forked by a task.
+            os._exit(0)
+        self._restore_alarm_handler()
+        if self._has_left_one:
+            self._has_left_one = False
+            time.sleep(PAUSE)
+        while not interrupt.sigterm_was_for_this_process():
+            try:
+                message = self._get(timeout=LOOK_INTERVAL)
+            except Empty:
+                continue
+            if message == STOP:
+                break
+            if not interrupt.cluster_is_stopping() or not queue.hand_back(message):
+                self._last = dict(message)
+                return message
+        return STOP
+
+    def _restore_alarm_handler(self) -> None:
+        # django-q2 sets SIGALRM to its default after each task with a time limit.
+        if not hasattr(signal, "SIGALRM"):
+            return
+        if signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:
+            self._alarm_handler = signal.getsignal(signal.SIGALRM)
+        elif self._alarm_handler is not None:
+            signal.signal(signal.SIGALRM, self._alarm_handler)
+
+    def leave_in_queue(self, task_id: str) -> None:
+        """Have the message delivered again that this worker can't run, if it is the last and has no receipt."""
+        if self._last.get("id") == task_id and not self._last["ack_id"]:
+            queue.hand_back(self._last)
+            self._has_left_one = True
+
+
+_messages: Messages | None = None
+
+
+def read_from(taken: Any) -> None:
+    """Have the loop of this worker read from django-q2's queue in this way."""
+    global _messages
+    _messages = Messages(taken)
+    taken.get = _messages.get
+
+
+def leave_in_queue(task_id: str) -> None:
+    """Have a message delivered again that this worker can't run; brokers with receipts do so by themselves."""
+    if _messages is not None:
+        _messages.leave_in_queue(task_id)
