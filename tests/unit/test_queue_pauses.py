@@ -165,9 +165,9 @@ def test_the_command_line_does_the_same(manager, record_of):
     name = manager.launch_async_task(tasks.add, 1)
     assert run_command("pause", name) == (0, f"{name}: paused\n")
     assert record_of(name).events.get(event="pause").actor_label.endswith("command line)")
-    assert run_command("pause", name)[0] == 3
+    assert run_command("pause", name)[0] == 1
     assert run_command("resume", name, "--json") == (0, f'{{\n  "{name}": "resumed"\n}}\n')
-    assert run_command("resume", "unknown") == (3, "unknown: not paused\n")
+    assert run_command("resume", "unknown") == (1, "unknown: not paused\n")
     assert run_command("pause")[0] == 2
     assert run_command("pause", "--queue", "slow", "--func", ADD, "--note", "why")[0] == 0
     assert set(Pause.objects.values_list("kind", "name", "note")) == {

@@ -1,0 +1,83 @@
+"""What the subcommands share: their base class, their exit codes, and the person whom the history records."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.management.base import CommandError
+
+from powercrud_dashboard.management.pcrud.console import Console
+
+#: Exit codes beside 0: something failed or was refused, and arguments that make no sense.
+FAILED, USAGE = 1, 2
+
+
+def failed(text: str) -> CommandError:
+    """Return the error of a command that has not done all that it was told to do."""
+    return CommandError(text, returncode=FAILED)
+
+
+def misused(text: str) -> CommandError:
+    """Return the error of a command that can't do anything with its arguments."""
+    return CommandError(text, returncode=USAGE)
+
+
+class Subcommand:
+    """One subcommand. Its result is printed; it raises :func:`failed` or :func:`misused` for another exit code."""
+
+    name = ""
+    #: One line, for the list of subcommands and the head of its own help.
+    help = ""
+    #: What its own help adds.
+    details = ""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments. ``--json`` is there already."""
+
+    def handle(self, console: Console, options: dict[str, Any]) -> None:
+        """Do it, and print the result: with ``console.is_json`` one JSON document and nothing else."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Whoever has a shell of the project. To the rules of the pages it is a user who may do everything."""
+
+    #: Whom the history records: a user, or a text.
+    actor: Any
+
+    is_active = is_authenticated = True
+
+    @property
+    def pk(self) -> Any:
+        return getattr(self.actor, "pk", None)
+
+    def has_perm(self, permission: str, obj: object = None) -> bool:
+        return True
+
+
+def add_user_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--user", metavar="NAME", help="Who does it, for the history: a user name, or any text. Default: who you are."
+    )
+
+
+def operator(options: dict[str, Any]) -> Operator:
+    """Return who does it: the user of the name that ``--user`` gives, else that text, else the system's user."""
+    if not (name := options.get("user")):
+        return Operator(_system_user())
+    users: Any = get_user_model()
+    found = users._default_manager.filter(**{users.USERNAME_FIELD: name}).first()
+    return Operator(found if found is not None else f"{name} (command line)")
+
+
+def _system_user() -> str:
+    try:
+        return f"{getpass.getuser()} (command line)"
+    except (OSError, KeyError, ImportError):
+        # A container may run under a user id without a name.
+        return "command line"

@@ -1,0 +1,170 @@
+"""How the subcommands print: text, tables that fit the terminal, JSON, questions and progress bars."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from django.core.management.base import OutputWrapper
+from django.core.management.color import Style
+from django.core.serializers.json import DjangoJSONEncoder
+
+Item = TypeVar("Item")
+
+#: Columns where the output is no terminal and ``COLUMNS`` is not set.
+DEFAULT_WIDTH = 80
+#: Characters that a column which gives way keeps.
+LEAST_WIDTH = 8
+#: Characters of a progress bar.
+BAR = 30
+
+MARK = "…"
+BETWEEN = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    is_number: bool = False
+    #: Whether it is shortened if the table is too wide for the terminal.
+    gives_way: bool = False
+
+
+class Console:
+    """Where a subcommand prints to, and whom it asks."""
+
+    def __init__(
+        self, stdout: OutputWrapper, stderr: OutputWrapper, style: Style, *, is_json: bool, verbosity: int = 1
+    ) -> None:
+        self._stdout = stdout
+        self._stderr = stderr
+        self.style: Any = style
+        #: Whether the result is printed as one JSON document.
+        self.is_json = is_json
+        self._is_quiet = verbosity == 0
+
+    @property
+    def width(self) -> int:
+        """The columns of the terminal."""
+        return shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
+
+    def line(self, text: object = "", style: Any = None) -> None:
+        """Print a line, or several, without what would control the terminal; nothing where JSON is printed."""
+        if not self.is_json:
+            self._stdout.write(printable(str(text)), style)
+
+    def note(self, text: str) -> None:
+        """Print a remark that is not part of the result."""
+        if not self._is_quiet:
+            self._stderr.write(printable(text))
+
+    def document(self, value: Any) -> None:
+        """Print the result as JSON, where it is wanted."""
+        if self.is_json:
+            self._stdout.write(json.dumps(value, indent=2, ensure_ascii=False, cls=DjangoJSONEncoder))
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table of texts. Columns that give way are shortened until it fits."""
+        cells = [[in_one_line(str(cell)) for cell in row] for row in rows]
+        widths = _fitting(columns, cells, self.width)
+        heads = [column.title for column in columns]
+        self.line(_row(columns, heads, widths), self.style.MIGRATE_HEADING)
+        for row in cells:
+            self.line(_row(columns, row, widths))
+
+    def ask(self, question: str) -> bool:
+        """Return whether the person says yes. Without a terminal to ask nobody does."""
+        if not sys.stdin.isatty():
+            return False
+        self._stderr.write(f"{printable(question)} [y/N] ", ending="")
+        self._stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def progress(self, items: Iterable[Item], total: int) -> Iterator[Item]:
+        """Yield the items. On a terminal a bar shows how many are done."""
+        if self._is_quiet or total < 2 or not self._stderr.isatty():
+            yield from items
+            return
+        try:
+            for number, item in enumerate(items):
+                self._stderr.write(f"\r{_bar(number, total)}", ending="")
+                self._stderr.flush()
+                yield item
+        finally:
+            # The bar is no part of what stays on the screen.
+            self._stderr.write(f"\r{' ' * len(_bar(total, total))}\r", ending="")
+            self._stderr.flush()
+
+
+def _bar(done: int, total: int) -> str:
+    filled = BAR * done // total
+    return f"[{'#' * filled}{'.' * (BAR - filled)}] {done:>{len(str(total))}}/{total}"
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters but for line breaks and tabs: it may be anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in text.replace("\r\n", "\n")
+    )
+
+
+def in_one_line(text: str) -> str:
+    """Return a text for a cell of a table."""
+    return printable(" ".join(text.split()))
+
+
+def cells_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def shortened(text: str, width: int) -> str:
+    """Return the beginning of a text that takes so many columns at most."""
+    if cells_of(text) <= width:
+        return text
+    while text and cells_of(text) > width - 1:
+        text = text[:-1]
+    return f"{text}{MARK}"
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
+    """Return the width of each column: what it needs, or less if it gives way, the widest first."""
+    widths = [
+        max(cells_of(column.title), *(cells_of(row[number]) for row in rows)) if rows else cells_of(column.title)
+        for number, column in enumerate(columns)
+    ]
+    flexible = [number for number, column in enumerate(columns) if column.gives_way]
+    excess = sum(widths) + len(BETWEEN) * (len(columns) - 1) - available
+    while excess > 0 and flexible:
+        widest = max(flexible, key=lambda number: widths[number])
+        if widths[widest] <= LEAST_WIDTH:
+            break
+        widths[widest] -= 1
+        excess -= 1
+    return widths
+
+
+def _row(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]) -> str:
+    shown = []
+    for column, cell, width in zip(columns, cells, widths, strict=True):
+        text = shortened(cell, width)
+        space = " " * (width - cells_of(text))
+        shown.append(f"{space}{text}" if column.is_number else f"{text}{space}")
+    return BETWEEN.join(shown).rstrip()
