@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Side by side, as tests wait for processes more than they compute.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo demo-check test lint unit services powercrud faults bench messages screenshots clean
+.PHONY: help demo demo-check test lint unit clusters services powercrud faults bench docs reference messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
@@ -18,6 +18,7 @@ help:
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
 	@echo "make messages     the catalogues, after a change of texts"
+	@echo "make reference    the pages of the documentation that are made from the code"
 	@echo "make screenshots  the documentation's pictures"
 
 $(INSTALLED): pyproject.toml
@@ -90,6 +91,10 @@ powercrud:
 	$(POWERCRUD)/bin/python -m pip install --quiet --editable . --group powercrud
 	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud tests/powercrud $(ARGS)
 	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud_postgresql tests/powercrud $(ARGS)
+
+# The pages about settings, checks and URLs, anew, after a change of these.
+reference: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python docs/generate.py
 
 # The pictures in docs/images, anew. Needs Chromium.
 screenshots: $(INSTALLED)

@@ -27,70 +27,85 @@ MAX_RETENTION_DAYS = 36_500
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings with their defaults. Durations are in seconds unless the name contains another unit."""
+    """All settings with their defaults. Durations are in seconds unless the name contains another unit.
 
-    #: Whether tasks run in the background. If False, they run in the calling process and are recorded the same way.
+    docs/settings.md is made from the comments.
+    """
+
+    #: Whether tasks run in the background. If ``False``, they run in the calling process and are recorded the same way.
     ASYNC_ENABLED: bool = True
-    #: Cache for progress, in addition to the database. It is faster. None uses only the database.
+    #: A shared cache that carries progress beside the database, which is faster. ``None`` uses only the database.
     CACHE_NAME: str | None = None
-    #: How long a named reservation holds its locks if no task takes it over.
+    #: How long a named reservation holds its locks if no task takes it over. See docs/locks.md.
     CONFLICT_TTL: int = 60 * 60
-    #: Timeout of progress in the cache.
+    #: How long progress stays in the cache.
     PROGRESS_TTL: int = 2 * 60 * 60
-    #: How long a queued task may be missing from the broker before cleanup marks it as lost. Less than the interval of
-    #: the cleanups, so that the second one that misses a task does.
+    #: How long a queued task may be missing from the broker: two cleanups have to miss it, and this time has to pass
+    #: since it was queued, before it is recorded as failed. Set it to less than the interval of the cleanups. With the
+    #: ORM broker one cleanup is enough, after 60 seconds, or sooner if this is less. See
+    #: docs/reliability.md#what-django-q2-can-lose.
     CLEANUP_GRACE_PERIOD: int = 4 * 60
     #: Accepted for PowerCRUD, without effect: the time limit is the ``timeout`` of the task or of its cluster.
     MAX_TASK_DURATION: int = 60 * 60
-    #: Interval of the schedule that ``pcrud_schedule_cleanup`` creates.
+    #: Interval of the schedule that ``manage.py pcrud_schedule_cleanup`` creates: whole minutes, at least one.
     CLEANUP_SCHEDULE_INTERVAL: int = 5 * 60
     #: How long ``validate_async_qcluster`` waits for its probe task, in milliseconds.
     QCLUSTER_PROBE_TIMEOUT_MS: int = 5_000
-    #: The default manager: ``{"manager_class": "dotted.path", "config": {...}}``.
+    #: The default manager: ``{"manager_class": "dotted.path", "config": {...}}``. See docs/manager.md#managers.
     ASYNC_MANAGER_DEFAULT: dict[str, Any] = field(default_factory=dict)
-    #: The same for this package alone, where ``ASYNC_MANAGER_DEFAULT`` is one of PowerCRUD's managers.
+    #: The same for this package alone, where ``ASYNC_MANAGER_DEFAULT`` names a manager of django-powercrud. See
+    #: docs/powercrud.md.
     DASHBOARD_MANAGER_DEFAULT: dict[str, Any] = field(default_factory=dict)
 
-    #: How long a worker process may miss heartbeats before it is marked as lost.
+    #: How long a worker process may miss heartbeats. After that it stops its task, is watched by others, and is then
+    #: declared lost. See docs/reliability.md#heartbeats-and-lost-workers.
     DASHBOARD_HEARTBEAT_TIMEOUT: int = 30
-    #: Dotted path of the manager that records the tasks of all managers. None disables the history.
+    #: Dotted path of the manager that writes the history of the tasks of all managers. ``None`` keeps no history. The
+    #: default is used instead of a path that can't be imported, which is logged. See docs/manager.md#history.
     DASHBOARD_RECORDER: str | None = "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"
-    #: Which tasks are recorded: "all", or "own" for those that managers of this package launch.
+    #: Which tasks are recorded: ``"all"``, or ``"own"`` for those that managers of this package launch. See
+    #: docs/django-tasks.md#observed-tasks.
     DASHBOARD_TRACK: str = "all"
-    #: Maximum number of objects recorded for each task; the counts are always exact.
+    #: Maximum number of objects kept by name for each task, and as many more that failed. The counts are always exact.
     DASHBOARD_OBJECT_LIMIT: int = 10_000
-    #: Maximum number of events for each task. Later progress and log events are dropped; state changes are not.
+    #: Maximum number of events kept for each task. Later progress and log events are dropped; changes of its state are
+    #: not.
     DASHBOARD_EVENT_LIMIT: int = 1_000
-    #: Lowest level of the module logging at which what a task's code logs is kept with the task.
+    #: Lowest level of the module ``logging`` at which what a task's code logs is kept with the task. See docs/logs.md.
     DASHBOARD_LOG_LEVEL: str = "INFO"
-    #: Maximum number of log lines for each task: the first and the newest. 0 keeps none.
+    #: Maximum number of log lines kept for each task: the first and the newest. 0 keeps none.
     DASHBOARD_LOG_LINES: int = 1_000
-    #: Maximum number of characters in the log lines of each task.
+    #: Maximum number of characters kept in the log lines of each task.
     DASHBOARD_LOG_SIZE: int = 500_000
-    #: Whether what a task's code prints is kept as well.
+    #: Whether what a task's code prints is kept in its log as well.
     DASHBOARD_LOG_PRINT: bool = False
-    #: Whether the pages tell people of their ended tasks. None: if the middleware is in MIDDLEWARE.
+    #: Whether people are told of their ended tasks. ``None``: if ``TaskNoticesMiddleware`` is in ``MIDDLEWARE``. See
+    #: docs/notices.md.
     DASHBOARD_NOTICES: bool | None = None
-    #: Seconds after its launch at which the end of a task is also told by mail. None sends no mails.
+    #: Seconds after its launch at which the end of a task is also told by mail. ``None`` sends no mails. See
+    #: docs/notices.md#mails.
     DASHBOARD_MAIL_AFTER: int | None = None
     #: Whether people get these mails who have not chosen.
     DASHBOARD_MAIL_DEFAULT: bool = True
     #: Where the site is, such as ``"https://example.com"``, for the links in mails.
     DASHBOARD_BASE_URL: str | None = None
-    #: Days to keep finished records, by status. Records with a missing status or None are kept indefinitely.
+    #: Days to keep ended tasks, by status, such as ``{"success": 30, "failed": 365}``, at most 36,500. Tasks with a
+    #: missing status, or with ``None``, are kept.
     DASHBOARD_RETENTION_DAYS: dict[str, Any] = field(default_factory=dict)
-    #: Maximum size in bytes of a file that an action receives from its form or returns.
+    #: Maximum size in bytes of a file that is kept with a task: an upload, or a file that an action returns.
     DASHBOARD_FILE_LIMIT: int = 10 * 1024 * 1024
-    #: Whether users may cancel and retry the tasks that they launched, without further permissions.
+    #: Whether users may cancel, retry, pause, dismiss and reopen the tasks that they launched, without further
+    #: permissions. See docs/permissions.md.
     DASHBOARD_MANAGE_OWN_TASKS: bool = True
-    #: Dotted paths of middleware that runs around an admin action in a worker, as around a request.
+    #: Dotted paths of middleware that runs around an admin action in a worker, as around a request. See
+    #: docs/admin.md#the-request.
     DASHBOARD_WORKER_MIDDLEWARE: list[str] = field(default_factory=list)
     #: Values of the session that an admin action in a worker has. They are kept with the task.
     DASHBOARD_WORKER_SESSION_KEYS: list[str] = field(default_factory=list)
-    #: Default refresh interval of the pages.
+    #: Seconds between two refreshes of an open page.
     DASHBOARD_REFRESH_INTERVAL: int = 2
-    #: The release of the project, which is kept with each task: a text, or a callable that returns one. None is the tag
-    #: or the commit that is checked out.
+    #: The release of the project, which is kept with each task: a text, or a callable that returns one. ``None`` is the
+    #: tag or the short commit that is checked out in ``BASE_DIR`` or above it, if that is a git repository.
     DASHBOARD_RELEASE: str | Callable[[], str] | None = None
     #: Rows on each page of the lists.
     DASHBOARD_PAGE_SIZE: int = 50

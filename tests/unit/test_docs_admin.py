@@ -1,4 +1,4 @@
-"""The code in docs/admin.md does what the page says."""
+"""The code in the pages about admin actions does what they say."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.testapp.models import Project
 
 pytestmark = pytest.mark.django_db
 
-PAGE = (settings.ROOT / "docs/admin.md").read_text()
 ADDRESS = "/docs/testapp/project/"
 
 
-def blocks_under(heading: str) -> list[str]:
+def blocks_under(heading: str, page: str = "admin") -> list[str]:
     """Return the Python blocks of a section; "" is what stands above the first heading."""
-    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-    sections[""] = PAGE.partition("\n## ")[0]
+    text = (settings.ROOT / f"docs/{page}.md").read_text()
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    sections[""] = text.partition("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", sections[heading], re.S)
 
 
 def run(block: str, name: str = "docs_admin") -> ModuleType:
     module = ModuleType(name)
-    exec(compile(block, f"docs/admin.md: {name}", "exec"), module.__dict__)
+    exec(compile(block, name, "exec"), module.__dict__)
     return module
 
 
@@ -98,7 +98,7 @@ def test_one_object_at_a_time(serve, projects, at_once):
 
 
 def test_parameters_and_confirmation(serve, projects, at_once):
-    [block] = blocks_under("Parameters and confirmation")
+    [block] = blocks_under("Parameters and confirmation", "forms")
     client = serve(block)
     assert choose(client, "rename", projects, **{"pcrud-confirmed": "1", "pcrud-prefix": ""}) is None
     choose(client, "rename", projects[:1], **{"pcrud-confirmed": "1", "pcrud-prefix": "old"})
@@ -120,7 +120,7 @@ def test_large_selections(serve, make_projects):
 
 
 def test_retries(serve, projects):
-    [block] = blocks_under("Retries")
+    [block] = blocks_under("Retries of admin actions", "retries")
     client = serve(block)
     choose(client, "archive", projects[:1])
     choose(client, "publish", projects[1:])
@@ -132,7 +132,7 @@ def test_retries(serve, projects):
 
 
 def test_task_functions(serve, projects, at_once, monkeypatch):
-    admin_code, task_code = blocks_under("Task functions")
+    admin_code, task_code = blocks_under("Task functions as admin actions", "task-functions")
     monkeypatch.setitem(sys.modules, "myapp", ModuleType("myapp"))
     monkeypatch.setitem(sys.modules, "myapp.tasks", run(task_code, "myapp.tasks"))
     client = serve(admin_code)
@@ -148,7 +148,7 @@ def test_actions_of_other_packages(serve, projects, at_once):
 
 
 def test_locks_in_the_list_and_in_the_form(serve, projects, manager):
-    [block] = blocks_under("Locks in the list and in the form")
+    [block] = blocks_under("Locks in the list and in the form", "locks")
     client = serve(block)
     manager.launch_async_task("tests.testapp.tasks.add", 1, conflict_ids={"testapp.Project": projects[:1]})
     assert client.get(ADDRESS).content.decode().count("Locked by") == 2

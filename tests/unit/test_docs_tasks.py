@@ -91,9 +91,3 @@ def test_every_option_is_documented():
 def test_only_own_tasks_can_be_shown(apply, settings):
     apply(OWN_ONLY)
     assert not [message for message in run_checks() if message.id == "powercrud_dashboard.E002"]
-
-
-def test_the_checks_of_the_backend_are_documented():
-    text = (django_settings.ROOT / "docs" / "operating.md").read_text()
-    for check in ("E030", "E031", "W030"):
-        assert check in text
