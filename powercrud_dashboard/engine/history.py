@@ -358,7 +358,7 @@ def _completed(payload: Payload) -> RecordChange:
 
 
 def _failed(payload: Payload) -> RecordChange:
-    facts: dict[str, Any] = {**_times(payload), **_error(payload), **_last_progress(payload)}
+    facts: dict[str, Any] = {**_times(payload), **failure_facts(payload), **_last_progress(payload)}
     return RecordChange.failed(**facts)
 
 
@@ -375,7 +375,7 @@ def _postponed(payload: Payload) -> RecordChange | None:
     if not payload.get("postponed"):
         # A person has launched the ended task again, as a new one: this record does not change.
         return None
-    return RecordChange.postponed(**_error(payload))
+    return RecordChange.postponed(**failure_facts(payload))
 
 
 def _paused(payload: Payload) -> RecordChange:
@@ -405,7 +405,8 @@ _CHANGES: dict[str, Callable[[Payload], RecordChange | None]] = {
 }
 
 
-def _error(payload: Payload) -> dict[str, str]:
+def failure_facts(payload: Payload) -> dict[str, str]:
+    """Return what a record keeps of a failure, from the payload of its event."""
     given = payload.get("reason")
     reason = given if given in FailureReason.values else FailureReason.ERROR.value
     error = error_text(payload.get("error") or payload.get("result") or "", LONG)

@@ -3,17 +3,84 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from powercrud_dashboard.engine import registry
+from django.db import IntegrityError
+from django.db.models import F
+from django.utils.translation import gettext_lazy as _
+
+from powercrud_dashboard.engine import history, registry, release, statistics
 from powercrud_dashboard.engine.arguments import NAME_LENGTH
-from powercrud_dashboard.models import TaskRecord
-from powercrud_dashboard.models.database import impatient_transaction, short_wait_on_sqlite
-from powercrud_dashboard.text import storable
+from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
+from powercrud_dashboard.engine.values import to_json
+from powercrud_dashboard.exceptions import UnimportableCallable
+from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus
+from powercrud_dashboard.models.changes import RecordChange
+from powercrud_dashboard.models.database import impatient_transaction, in_chunks, short_wait_on_sqlite
+from powercrud_dashboard.models.prepared import PreparedInsert
+from powercrud_dashboard.text import LONG, MESSAGE, SHORT, KeptText, clean_text, error_text, storable
 
 #: A lifecycle event and its payload.
 Event = tuple[str, dict[str, Any]]
+
+#: Records written in one transaction, so that a launch never waits long for it.
+WRITTEN_AT_ONCE = 100
+#: How often a batch is tried if somebody else inserts a record of it at the same moment.
+TRIES = 3
+
+_OBSERVED = KeptText(_("Observed in django-q2 as %(name)s"))
+_RETURNED_FALSE = _("The task has returned False, by which django-powercrud's tasks say that they have failed.")
+
+#: Functions of django-powercrud that return False instead of raising an error.
+_POWERCRUD_TASKS = "powercrud.tasks."
+_TIMEOUT = "django_q.exceptions.TimeoutException"
+#: The last line of a traceback: the class of the error, and its text.
+_ERROR_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)")
+
+
+@dataclass(frozen=True)
+class PlainTask:
+    """A task that django-q2's own functions have launched, as its message or its row tells of it.
+
+    Its record has django-q2's id as ``task_name``, as django-q2's names need not be unique.
+    """
+
+    #: django-q2's id, the name of the record.
+    id: str
+    #: django-q2's name: made of four words, or the one that the launch gave.
+    name: str
+    #: The dotted path of the function.
+    func: str
+    args: Sequence[Any] = field(default=(), repr=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: When it was enqueued.
+    created_at: datetime = field(kw_only=True)
+    group: str = ""
+    cluster: str = ""
+    #: The label of the record; the path of the function by default.
+    label: str = ""
+    #: django-q2's own options of the launch, for a retry: ``hook``, ``timeout``, ...
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EndedTask(PlainTask):
+    """Such a task that has ended."""
+
+    success: bool = field(kw_only=True)
+    #: What the function has returned, or django-q2's text of the failure: the error and its traceback.
+    result: Any = field(default=None, kw_only=True, repr=False)
+    stopped_at: datetime = field(kw_only=True)
+    #: When a worker began it; None if that is not known, as in django-q2's rows.
+    started_at: datetime | None = None
+    attempts: int = 1
+    worker_host: str = ""
+    worker_pid: int | None = None
 
 
 def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event]) -> None:
@@ -48,6 +115,248 @@ def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event])
         new = [item for item in events if item[0] != "start" or item[1]["attempt"] > attempts]
         if new and source == creation["source"]:
             recorder.record_lifecycle_events(name, new)
+
+
+def record_ended(tasks: Iterable[EndedTask]) -> int:
+    """Write how tasks of plain django-q2 have ended, some of them in each transaction.
+
+    A task without a record gets one. One that is recorded as queued or running, or as lost, ends. One that is recorded
+    as failed and that django-q2 has run again since gets its newer end. Everything else is known already, so that the
+    same tasks can be given again. Tasks of managers are left out: those whose django-q2 name is that of their record.
+
+    Returns:
+        How many ends were written. 0 where no history is kept.
+
+    Raises:
+        TaskBusy, DatabaseError: if a part can't be written; the parts before it are.
+    """
+    recorder = registry.recorder_for(None)
+    if recorder is None:
+        return 0
+    by_id = {_fitting(task.id): task for task in tasks}
+    names = list(by_id)
+    written = 0
+    for start in range(0, len(names), WRITTEN_AT_ONCE):
+        written += _write_part({name: by_id[name] for name in names[start : start + WRITTEN_AT_ONCE]}, recorder)
+    return written
+
+
+def _write_part(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with impatient_transaction():
+                return _write_ends(tasks, recorder)
+        except IntegrityError:
+            # Somebody else has inserted one of them at this moment.
+            if not tries_left:
+                raise
+    raise AssertionError
+
+
+def _write_ends(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
+    known = _known({*tasks, *(storable(task.name) for task in tasks.values())})
+    new: list[TaskRecord] = []
+    written = 0
+    for name, task in tasks.items():
+        by_manager = known.get(storable(task.name))
+        if by_manager is not None and by_manager.source == "":
+            continue
+        record = known.get(name)
+        if record is None:
+            new.append(_ended_record(name, task))
+        elif record.source == Source.DJANGO_Q:
+            written += _write_end(record, task, recorder)
+    _insert(new, tasks)
+    return written + len(new)
+
+
+_KNOWN_COLUMNS = ("task_name", "source", "status", "failure_reason", "attempts", "started_at", "finished_at")
+
+
+def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
+    records = TaskRecord.objects.all()
+    return {
+        record.task_name: record
+        for chunk in in_chunks(names, using=records.db)
+        for record in records.filter(task_name__in=chunk).only(*_KNOWN_COLUMNS)
+    }
+
+
+def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
+    """Write the end of a task that has a record. Return whether it was not known yet."""
+    is_inferred = TaskRecord.objects.inferred_failures().filter(pk=record.pk)
+    if not record.is_finished or is_inferred.exists():
+        started_at = task.started_at or record.started_at
+        events = [_end_of(task, started_at)]
+        if started_at is not None and record.attempts < task.attempts:
+            events.insert(0, ("start", _start_of(task, started_at)))
+        recorder.record_lifecycle_events(record.task_name, events)
+        return True
+    return _write_later_end(record, task)
+
+
+def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
+    """Write that django-q2 has run a failed task again, as its broker had kept the message."""
+    failed = TaskRecord.objects.failed().filter(pk=record.pk, finished_at__lt=task.stopped_at)
+    if record.status != TaskStatus.FAILED or not failed.lock():
+        return False
+    # Both ends count.
+    statistics.count_records([record.pk])
+    change = _change_of(task)
+    failed.update(**change.columns, attempts=F("attempts") + 1, started_at=task.started_at)
+    TaskEvent.objects.add([{**line, "record": record.pk} for line in _lines(task)[1:]])
+    return True
+
+
+def _insert(records: list[TaskRecord], tasks: Mapping[str, EndedTask]) -> None:
+    if not records:
+        return
+    _ADD_RECORDS.insert(records)
+    names = [record.task_name for record in records]
+    inserted = TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk")
+    lines = [{**line, "record_id": pk} for name, pk in inserted for line in _lines(tasks[name])]
+    _ADD_EVENTS.insert([TaskEvent(**line) for line in lines])
+
+
+_ADD_RECORDS = PreparedInsert(TaskRecord)
+_ADD_EVENTS = PreparedInsert(TaskEvent)
+
+
+# What is kept of a task
+
+
+def new_record(name: str, task: PlainTask) -> TaskRecord:
+    """Return the unsaved record of a queued task."""
+    func = clean_text(task.func, SHORT)
+    return TaskRecord(
+        task_name=name,
+        label=clean_text(task.label or func, SHORT),
+        func=func,
+        task_args=to_json(list(task.args)),
+        argument_names=_argument_names(task.func, len(task.args)),
+        task_kwargs=to_json(dict(task.kwargs)),
+        payload=_payload(task),
+        group=clean_text(task.group, NAME_LENGTH),
+        cluster=clean_text(task.cluster, NAME_LENGTH),
+        release=release.current(),
+        source=Source.DJANGO_Q,
+        created_at=task.created_at,
+    )
+
+
+def _ended_record(name: str, task: EndedTask) -> TaskRecord:
+    record = new_record(name, task)
+    record.attempts = task.attempts
+    record.started_at = task.started_at
+    record.worker_host = clean_text(task.worker_host, SHORT)
+    record.worker_pid = task.worker_pid
+    for column, value in _change_of(task).columns.items():
+        setattr(record, column, value)
+    return record
+
+
+def _change_of(task: EndedTask) -> RecordChange:
+    times: dict[str, Any] = {"at": task.stopped_at, "started_at": task.started_at}
+    if (failure := _failure_of(task)) is None:
+        return RecordChange.succeeded(**times, result=to_json(task.result))
+    facts: dict[str, Any] = history.failure_facts(failure)
+    return RecordChange.failed(**times, **facts)
+
+
+def _end_of(task: EndedTask, started_at: datetime | None) -> Event:
+    times = {"started_at": started_at, "timestamp": task.stopped_at}
+    if (failure := _failure_of(task)) is None:
+        return "complete", {**times, "result": task.result}
+    return "fail", {**times, **failure}
+
+
+def _start_of(task: EndedTask, started_at: datetime) -> dict[str, Any]:
+    worker = {"worker_host": task.worker_host, "worker_pid": task.worker_pid}
+    return {"attempt": task.attempts, "timestamp": started_at, **worker}
+
+
+def _lines(task: EndedTask) -> list[dict[str, Any]]:
+    """Return the lines of the timeline, by the fields of the events."""
+    lines = [_line("create", task.created_at, _OBSERVED(name=task.name))]
+    if task.started_at is not None:
+        lines.append(_line("start", task.started_at, payload=_start_details(task)))
+    if (failure := _failure_of(task)) is None:
+        return [*lines, _line("complete", task.stopped_at)]
+    details = {name: failure[name] for name in ("exception_class", "reason")}
+    return [*lines, _line("fail", task.stopped_at, failure["error"], payload=details)]
+
+
+def _start_details(task: EndedTask) -> dict[str, Any]:
+    details = {"attempt": task.attempts, "worker_host": task.worker_host, "worker_pid": task.worker_pid}
+    return {name: value for name, value in details.items() if value}
+
+
+def _line(event: str, at: datetime, message: str = "", payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    text = error_text(message, MESSAGE) if message else ""
+    who = {"actor": None, "actor_label": ""}
+    return {"event": event, "timestamp": at, **who, "message": text, "payload": payload or {}}
+
+
+def _failure_of(task: EndedTask) -> dict[str, Any] | None:
+    """Return the payload of the failure; None if there is none."""
+    if task.success:
+        if task.result is False and task.func.startswith(_POWERCRUD_TASKS):
+            return _failure(error_text(_RETURNED_FALSE, LONG))
+        return None
+    text = task.result if isinstance(task.result, str) else clean_text(task.result, LONG)
+    error, separator, rest = text.partition(" : Traceback")
+    traceback = f"Traceback{rest}" if separator else ""
+    kind = _class_in(traceback, error)
+    reason = FailureReason.TIMEOUT if kind == _TIMEOUT else FailureReason.ERROR
+    return _failure(error, exception_class=kind, traceback=traceback or text, reason=reason)
+
+
+def _failure(
+    error: str, *, exception_class: str = "", traceback: str = "", reason: FailureReason = FailureReason.ERROR
+) -> dict[str, Any]:
+    facts = {"exception_class": exception_class, "traceback": traceback, "reason": reason.value}
+    return {"error": error, "result": error, **facts}
+
+
+def _class_in(traceback: str, error: str) -> str:
+    """Return the dotted path of the exception that a traceback ends with; "" if it is not found."""
+    text = traceback.rstrip()
+    before = text.removesuffix(error.rstrip()).rpartition("\n")[2] if error else text.rpartition("\n")[2]
+    lines = [before, *reversed(text.splitlines())]
+    found = next((match for line in lines if (match := _ERROR_LINE.match(line)) and match[1] != "Traceback"), None)
+    if found is None:
+        return ""
+    return found[1] if "." in found[1] else f"builtins.{found[1]}"
+
+
+def _payload(task: PlainTask) -> str:
+    """Return the signed spec for a retry; "" if there can be none, as its arguments can't be pickled."""
+    spec = TaskSpec(
+        task.func,
+        tuple(task.args),
+        task.kwargs,
+        options=task.options,
+        label=task.label,
+        group=task.group,
+        cluster=task.cluster,
+    )
+    try:
+        return spec.to_signed()
+    except Exception:
+        # Other people's objects.
+        return ""
+
+
+def _argument_names(path: str, count: int) -> list[str]:
+    return list(argument_names(func, count)) if count and (func := _function(path)) is not None else []
+
+
+@lru_cache(maxsize=500)
+def _function(path: str) -> Any:
+    try:
+        return resolve_function(path)[1]
+    except UnimportableCallable:
+        return None
 
 
 def _fitting(task_name: str) -> str:

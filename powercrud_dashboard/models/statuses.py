@@ -36,6 +36,7 @@ class Source(models.TextChoices):
     """What tells of a task that no manager of this package runs."""
 
     DJANGO_TASKS = "django_tasks", _("Django's tasks framework")
+    DJANGO_Q = "django_q", _("django-q2")
 
 
 class Resolution(models.TextChoices):

@@ -1,0 +1,159 @@
+"""What is kept of tasks that plain django-q2 has run: one record for each, however often it is told."""
+
+from __future__ import annotations
+
+import traceback
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from django_q.exceptions import TimeoutException
+
+from powercrud_dashboard.engine import observed, statistics
+from powercrud_dashboard.engine.observed import EndedTask
+from powercrud_dashboard.engine.spec import TaskSpec
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, search
+from tests.testapp import tasks
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADD = "tests.testapp.tasks.add"
+
+
+def text_of(error: BaseException) -> str:
+    """Return django-q2's text of a failure."""
+    try:
+        raise error
+    except type(error) as raised:
+        return f"{raised} : {traceback.format_exc()}"
+
+
+def ended(func: str = ADD, **facts: Any) -> EndedTask:
+    stopped = timezone.now()
+    return EndedTask(
+        **{
+            "id": uuid.uuid4().hex,
+            "name": "four-words-of-django",
+            "func": func,
+            "args": (6, 3),
+            "created_at": stopped - timedelta(seconds=5),
+            "started_at": stopped - timedelta(seconds=2),
+            "stopped_at": stopped,
+            "success": True,
+            "result": 2,
+            "worker_host": "web-1",
+            "worker_pid": 4711,
+            **facts,
+        }
+    )
+
+
+def failed(error: BaseException, **facts: Any) -> EndedTask:
+    return ended(success=False, result=text_of(error), **facts)
+
+
+def lines_of(task: EndedTask) -> list[str]:
+    return [line.event for line in TaskEvent.objects.all().of_task(task.id)]
+
+
+def test_an_ended_task_is_recorded_once(record_of):
+    task = ended(kwargs={"a": 1}, group="night", cluster="slow", options={"timeout": 60})
+    assert observed.record_ended([task, ended()]) == 2
+    assert observed.record_ended([task]) == 0
+    record = record_of(task.id)
+    assert (record.source, record.status, record.func, record.label) == ("django_q", "success", ADD, ADD)
+    assert (record.task_args, record.task_kwargs, record.result) == ([6, 3], {"a": 1}, 2)
+    assert (record.group, record.cluster, record.worker_host, record.worker_pid) == ("night", "slow", "web-1", 4711)
+    assert (record.created_at, record.started_at, record.finished_at) == (
+        task.created_at,
+        task.started_at,
+        task.stopped_at,
+    )
+    assert (record.run_time, record.attempts, record.resolution) == (timedelta(seconds=2), 1, "")
+    spec = TaskSpec.from_signed(record.payload)
+    assert (spec.func, spec.args, spec.kwargs, spec.options) == (ADD, (6, 3), {"a": 1}, {"timeout": 60})
+    assert lines_of(task) == ["create", "start", "complete"]
+
+
+def test_a_failure_tells_its_class_its_text_and_its_pattern(record_of):
+    several_lines = failed(ValueError("first\nsecond 4711"))
+    outside = failed(TimeoutException("Task exceeded maximum timeout value (5 seconds)"))
+    empty = failed(KeyError())
+    noted = ZeroDivisionError("no")
+    noted.add_note("seen on Monday")
+    with_note = failed(noted)
+    assert observed.record_ended([several_lines, outside, empty, with_note]) == 4
+    record = record_of(several_lines.id)
+    assert (record.status, record.failure_reason, record.resolution) == ("failed", "error", "open")
+    assert (record.exception_class, record.error) == ("builtins.ValueError", "first\nsecond 4711")
+    assert record.error_pattern == "ValueError: second …"
+    assert record.traceback.startswith("Traceback (most recent call last)")
+    assert lines_of(several_lines) == ["create", "start", "fail"]
+    assert record_of(outside.id).failure_reason == "timeout"
+    assert record_of(empty.id).exception_class == "builtins.KeyError"
+    assert record_of(with_note.id).exception_class == "builtins.ZeroDivisionError"
+
+
+def test_a_task_of_powercrud_that_returns_false_has_failed(record_of):
+    theirs, other = ended("powercrud.tasks.bulk_delete_task", result=False), ended(result=False)
+    observed.record_ended([theirs, other])
+    assert (record_of(theirs.id).status, record_of(theirs.id).resolution) == ("failed", "open")
+    assert record_of(other.id).status == "success"
+
+
+def test_a_task_of_a_manager_is_left_alone(manager, record_of):
+    name = manager.launch_async_task(tasks.add, 1, 2)
+    assert observed.record_ended([ended(name=name)]) == 0
+    assert TaskRecord.objects.get().task_name == name
+
+
+def test_where_no_history_is_kept_nothing_is_written(settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RECORDER": None}
+    assert observed.record_ended([ended()]) == 0
+    assert not TaskRecord.objects.exists()
+
+
+def test_a_failed_task_that_django_q_runs_again_gets_its_newer_end(record_of):
+    task = failed(ValueError("no"))
+    later = task.stopped_at + timedelta(seconds=1)
+    again = ended(id=task.id, started_at=later, stopped_at=later)
+    assert observed.record_ended([task]) == 1
+    assert observed.record_ended([again]) == 1
+    assert observed.record_ended([task]) == 0
+    record = record_of(task.id)
+    assert (record.status, record.attempts, record.error, record.resolution) == ("success", 2, "", "")
+    assert lines_of(task) == ["create", "start", "fail", "start", "complete"]
+    statistics.count_ended()
+    assert sum(row.failed for row in TaskStatistics.objects.all()) == 1
+    assert sum(row.completed for row in TaskStatistics.objects.all()) == 1
+
+
+def test_names_of_secret_arguments_are_known(record_of):
+    task = ended()
+    observed.record_ended([task])
+    assert record_of(task.id).argument_names == ["left", "right"]
+
+
+def test_arguments_that_cannot_be_kept_are_shown_but_not_signed(record_of):
+    task = ended(args=(lambda: None,))
+    observed.record_ended([task])
+    record = record_of(task.id)
+    assert record.payload == ""
+    assert "lambda" in record.task_args[0]
+
+
+def test_recorded_tasks_are_found_and_counted(record_of):
+    observed.record_ended([ended(), failed(ValueError("unheard"))])
+    wanted = [search.Words.of("unheard", "text")]
+    assert search.matching(TaskRecord.objects.all(), wanted).get().status == "failed"
+    assert statistics.count_ended() == 2
+    assert {(row.completed, row.failed) for row in TaskStatistics.objects.all()} == {(1, 1)}
+
+
+def test_many_are_recorded_in_parts():
+    many = [ended() for _ in range(observed.WRITTEN_AT_ONCE + 5)]
+    assert observed.record_ended(many) == len(many)
+    assert TaskRecord.objects.count() == len(many)
+    assert TaskEvent.objects.count() == 3 * len(many)
