@@ -341,20 +341,25 @@ class Selection:
         self.is_empty = not (self.accepted or self.done.number or any(listing.matches_any for listing in listings))
 
     def _matching(self, listings: list[Listing], action: BulkAction, user: User) -> Iterator[TaskRecordQuerySet]:
-        """Return the tasks in these lists that the action can be applied to, a queryset for each list and status.
-
-        So each is found by an index, however many other tasks there are.
-        """
         for listing in listings:
-            for status in action.statuses:
-                if stored_status(listing.status) in ("", status):
-                    records = listing.matching_with(status).filter(pk__lte=self.up_to)
-                    if not access.has_permission(user, action.permission):
-                        is_own = access.manages_own_tasks(user, action.permission)
-                        records = records.filter(user=user.pk) if is_own else records.none()
-                    if action.permission in access.NEED_A_MANAGER:
-                        records = records.own()
-                    yield action.applicable(records, listing)
+            for records in applicable(listing, action, user):
+                yield records.filter(pk__lte=self.up_to)
+
+
+def applicable(listing: Listing, action: BulkAction, user: User) -> Iterator[TaskRecordQuerySet]:
+    """Return the tasks in a list that the action can be applied to, a queryset for each status.
+
+    So each is found by an index, however many other tasks there are.
+    """
+    for status in action.statuses:
+        if stored_status(listing.status) in ("", status):
+            records = listing.matching_with(status)
+            if not access.has_permission(user, action.permission):
+                is_own = access.manages_own_tasks(user, action.permission)
+                records = records.filter(user=user.pk) if is_own else records.none()
+            if action.permission in access.NEED_A_MANAGER:
+                records = records.own()
+            yield action.applicable(records, listing)
 
 
 _RUN_AGAIN = BULK_ACTIONS["run_again"]

@@ -26,14 +26,12 @@ from django.views.generic.base import ContextMixin, TemplateResponseMixin
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
-from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.keyset import is_key
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.live import no_cluster_runs
-from powercrud_dashboard.engine import registry
-from powercrud_dashboard.engine.launch import runs_in_caller
+from powercrud_dashboard.dashboard.operations import retry_task
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskBusy
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.labels import label_given, row_label
@@ -192,30 +190,9 @@ class DashboardView(AccessMixin, ContextMixin, View):
             pages.append(PageLink(_("Cluster"), self.url("cluster"), self.page_name == "cluster"))
         return pages
 
-    @staticmethod
-    def manager_of(record: TaskRecord) -> AsyncManager:
-        """Return the manager that launched the task. Its hooks are called for actions on the task."""
-        manager: AsyncManager = registry.manager_of(record)
-        return manager
-
     def retry(self, record: TaskRecord, **changes: Any) -> TaskRecord:
-        """Retry a finished task, with these options of ``retry_task``. Return the record of the new task.
-
-        Raises:
-            Exception: whatever ``retry_task`` raises, but for the error of a task that has run in this process: then
-                the new task is on record as failed.
-        """
-        newest = record.retries.order_by("-pk")
-        runs_here = runs_in_caller()
-        before = newest.first() if runs_here else None
-        try:
-            name = self.manager_of(record).retry_task(record.task_name, user=self.request.user, **changes)
-        except Exception:
-            after = newest.first() if runs_here else None
-            if after is None or after == before:
-                raise
-            return after
-        return TaskRecord.objects.filter(task_name=name).first() or record
+        """Retry a finished task as the user, and return and raise as :func:`retry_task` does."""
+        return retry_task(record, self.request.user, **changes)
 
     def pauses(self, **which: Any) -> dict[str, Any]:
         """Return what the pages show of paused queues and functions, of those that keep a task back if one is given."""

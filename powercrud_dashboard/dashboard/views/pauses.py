@@ -9,8 +9,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext as _
 
 from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard.operations import REFUSALS, manager_of
 from powercrud_dashboard.dashboard.views.base import DashboardView, TaskActionView
-from powercrud_dashboard.dashboard.views.task import REFUSALS
 from powercrud_dashboard.engine import pauses
 from powercrud_dashboard.exceptions import TaskNotPausable
 from powercrud_dashboard.models import Pause, TaskRecord, TaskStatus
@@ -26,9 +26,7 @@ class PauseTaskView(TaskActionView):
         # A form without the checkbox keeps the locks.
         keep_locks = "keep_locks" in self.request.POST or "asks_for_locks" not in self.request.POST
         try:
-            is_done = self.manager_of(record).pause_task(
-                record.task_name, user=self.request.user, keep_locks=keep_locks
-            )
+            is_done = manager_of(record).pause_task(record.task_name, user=self.request.user, keep_locks=keep_locks)
         except TaskNotPausable as error:
             messages.error(self.request, str(error))
             return record
@@ -49,7 +47,7 @@ class ResumeTaskView(TaskActionView):
 
     def act(self, record: TaskRecord) -> TaskRecord:
         try:
-            is_done = self.manager_of(record).resume_task(record.task_name, user=self.request.user)
+            is_done = manager_of(record).resume_task(record.task_name, user=self.request.user)
         except REFUSALS as error:
             messages.error(self.request, str(error))
             return record

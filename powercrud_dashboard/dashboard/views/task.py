@@ -20,19 +20,12 @@ from powercrud_dashboard.dashboard.formatting import masked, readable_json
 from powercrud_dashboard.dashboard.forms import ArgumentsForm
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.live import LiveTask, live_tasks
+from powercrud_dashboard.dashboard.operations import REFUSALS, manager_of
 from powercrud_dashboard.dashboard.pulse import Pulse
 from powercrud_dashboard.dashboard.views.base import DashboardView, ObjectLinks, RefreshingPageView, TaskActionView
 from powercrud_dashboard.dashboard.views.log import LINES_ON_TASK_PAGE, ShownLog
 from powercrud_dashboard.engine import retry
-from powercrud_dashboard.exceptions import (
-    ArgumentsNotEditable,
-    EnqueueError,
-    TaskAlreadyActive,
-    TaskBusy,
-    TaskConflict,
-    TaskNotPausable,
-    TaskNotRetryable,
-)
+from powercrud_dashboard.exceptions import ArgumentsNotEditable, TaskNotRetryable
 from powercrud_dashboard.models import (
     ActiveTask,
     Resolution,
@@ -215,19 +208,6 @@ class TaskView(RefreshingPageView):
         return [(item, live.get(item.task_name), self.url("change", item.pk)) for item in records]
 
 
-#: Expected errors of a retry. A deployment that removes or changes the function causes the last two.
-REFUSALS = (
-    TaskNotPausable,
-    TaskBusy,
-    TaskConflict,
-    TaskNotRetryable,
-    TaskAlreadyActive,
-    EnqueueError,
-    TypeError,
-    ValueError,
-)
-
-
 def _is_done(record: TaskRecord) -> bool:
     """Return whether the work is done, by this task or a later try, so that a retry would do it a second time."""
     return record.is_done or not TaskRecord.objects.filter(pk=record.pk).not_done_later().exists()
@@ -269,7 +249,7 @@ class DismissView(TaskActionView):
 
     def act(self, record: TaskRecord) -> TaskRecord:
         note = self.request.POST.get("note", "").strip()
-        if self.manager_of(record).dismiss_failure(record.task_name, user=self.request.user, note=note):
+        if manager_of(record).dismiss_failure(record.task_name, user=self.request.user, note=note):
             messages.success(self.request, _("The failure was dismissed."))
         else:
             messages.warning(self.request, _("The task is no open failure."))
@@ -282,7 +262,7 @@ class ReopenView(TaskActionView):
     task_permission = "dismiss_taskrecord"
 
     def act(self, record: TaskRecord) -> TaskRecord:
-        if self.manager_of(record).reopen_failure(record.task_name, user=self.request.user):
+        if manager_of(record).reopen_failure(record.task_name, user=self.request.user):
             messages.success(self.request, _("The failure is open again."))
         else:
             messages.warning(self.request, _("The failure was not dismissed."))
@@ -319,7 +299,7 @@ class RunNowView(TaskActionView):
     task_permission = "retry_taskrecord"
 
     def act(self, record: TaskRecord) -> TaskRecord:
-        if self.manager_of(record).run_task_now(record.task_name, user=self.request.user):
+        if manager_of(record).run_task_now(record.task_name, user=self.request.user):
             messages.success(self.request, _("The task was queued."))
         else:
             messages.warning(self.request, _("The task is not waiting for its next attempt."))
@@ -332,7 +312,7 @@ class CancelTaskView(TaskActionView):
     task_permission = "cancel_taskrecord"
 
     def act(self, record: TaskRecord) -> TaskRecord:
-        if not self.manager_of(record).cancel_task(record.task_name, user=self.request.user):
+        if not manager_of(record).cancel_task(record.task_name, user=self.request.user):
             messages.warning(self.request, _("The task has already ended or is being cancelled."))
             return record
         record.refresh_from_db(fields=["status"])

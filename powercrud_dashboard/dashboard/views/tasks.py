@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -25,6 +23,7 @@ from powercrud_dashboard.dashboard.filters import ALL_FAILURES, recent_error_cla
 from powercrud_dashboard.dashboard.formatting import counted_objects, local
 from powercrud_dashboard.dashboard.listing import MAX_NEWER, Count, Listing
 from powercrud_dashboard.dashboard.live import running_version
+from powercrud_dashboard.dashboard.operations import Operations
 from powercrud_dashboard.dashboard.rows import RowMaker
 from powercrud_dashboard.dashboard.selection import BulkAction, Selection, actions_for
 from powercrud_dashboard.dashboard.snapshots import Snapshot, key_of, snapshots
@@ -37,14 +36,11 @@ from powercrud_dashboard.dashboard.views.base import (
     RefreshingPageView,
     refresh_choices,
 )
-from powercrud_dashboard.dashboard.views.task import REFUSALS
-from powercrud_dashboard.engine import cleanup, retry
-from powercrud_dashboard.exceptions import TaskBusy, TaskConflict
+from powercrud_dashboard.engine import cleanup
+from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskObject, TaskRecord, TaskStatus
 from powercrud_dashboard.models.labels import name_of_row, row_label
 from powercrud_dashboard.models.search import CONSIDERED, named_objects
-
-logger = logging.getLogger(__name__)
 
 #: A list is rendered again after this many seconds, because deletions add no event and displayed times change.
 STALE_AFTER = 60
@@ -259,8 +255,6 @@ _FLAGS: dict[str, str] = {
 
 #: Refused tasks listed in a message; the count is exact.
 SHOWN_REFUSALS = 10
-#: Locked objects that are named for each of them.
-SHOWN_LOCKS = 2
 
 
 class ManyTasksView(DashboardView):
@@ -268,65 +262,8 @@ class ManyTasksView(DashboardView):
 
     def act_on(self, records: list[TaskRecord], action: str) -> list[tuple[TaskRecord, str]]:
         """Apply an action but for deletion. Return the tasks that were not changed, each with the reason."""
-        act = {
-            "retry": self._retry,
-            "run_again": self._retry,
-            "retry_objects": self._retry_objects,
-            "cancel": self._cancel,
-            "dismiss": self._dismiss,
-            "reopen": self._reopen,
-            "pause": self._pause,
-            "resume": self._resume,
-        }[action]
-        return [(record, reason) for record in records if (reason := self._refusal_of(act, record))]
-
-    @staticmethod
-    def _refusal_of(act: Callable[[TaskRecord], str], record: TaskRecord) -> str:
-        try:
-            return act(record)
-        except TaskConflict as error:
-            # Shorter than the error's own text: there may be many.
-            more = " …" if error.total > SHOWN_LOCKS else ""
-            return _("Locked: %(objects)s") % {"objects": ", ".join(map(str, error.held[:SHOWN_LOCKS])) + more}
-        except REFUSALS as error:
-            return str(error)
-        except Exception as error:
-            # A manager of the project may raise anything.
-            logger.exception("An action on task %s failed", record.task_name)
-            return f"{type(error).__name__}: {error}"
-
-    def _retry(self, record: TaskRecord) -> str:
-        self.retry(record)
-        return ""
-
-    def _retry_objects(self, record: TaskRecord) -> str:
-        self.retry(record, **retry.for_objects_not_done(record))
-        return ""
-
-    def _cancel(self, record: TaskRecord) -> str:
-        try:
-            if self.manager_of(record).cancel_task(record.task_name, user=self.request.user):
-                return ""
-        except TaskBusy as error:
-            return str(error)
-        return _("has already ended or is being cancelled")
-
-    def _pause(self, record: TaskRecord) -> str:
-        is_done = self.manager_of(record).pause_task(record.task_name, user=self.request.user)
-        return "" if is_done else _("has already ended, or is paused or being cancelled")
-
-    def _resume(self, record: TaskRecord) -> str:
-        is_done = self.manager_of(record).resume_task(record.task_name, user=self.request.user)
-        return "" if is_done else _("is not paused")
-
-    def _dismiss(self, record: TaskRecord) -> str:
-        note = self.request.POST.get("note", "").strip()
-        is_dismissed = self.manager_of(record).dismiss_failure(record.task_name, user=self.request.user, note=note)
-        return "" if is_dismissed else _("is no open failure")
-
-    def _reopen(self, record: TaskRecord) -> str:
-        is_reopened = self.manager_of(record).reopen_failure(record.task_name, user=self.request.user)
-        return "" if is_reopened else _("was not dismissed")
+        operations = Operations(self.request.user, note=self.request.POST.get("note", "").strip())
+        return [(record, refusal) for record in records if (refusal := operations.perform(action, record).refusal)]
 
     def report_rejected(self, rejected: list[tuple[TaskRecord, str]]) -> None:
         """Add a message that names the first of these tasks, and each reason once."""
