@@ -392,7 +392,7 @@ def test_a_claim_whose_confirmation_was_lost_is_not_left_lying(manager, record_o
             raise error
 
     monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.01, 1.0))
-    monkeypatch.setattr(connection, "_commit", break_after_commit)
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "_commit", break_after_commit)
     assert deliver() == 1
     assert record_of(name).status == "success"
     assert record_of(name).attempts == 1
@@ -426,7 +426,7 @@ def test_a_postponement_whose_confirmation_was_lost_is_recorded_once_and_told(re
             raise error
 
     monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.01, 1.0))
-    monkeypatch.setattr(connection, "_commit", break_after_the_postponement)
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "_commit", break_after_the_postponement)
     with suppress(ValueError), connection.execute_wrapper(note_postponement):
         deliver()
     assert next(answers, None) is None
@@ -459,7 +459,7 @@ def test_an_end_whose_confirmation_was_lost_is_recorded_once_and_told(record_of,
             raise error
 
     monkeypatch.setattr(worker_task, "DATABASE_RETRY_DELAYS", (0.01, 1.0))
-    monkeypatch.setattr(connection, "_commit", break_after_the_end)
+    monkeypatch.setattr(connections[DEFAULT_DB_ALIAS], "_commit", break_after_the_end)
     task_finished.connect(note)
     try:
         with suppress(ValueError), connection.execute_wrapper(note_end):
