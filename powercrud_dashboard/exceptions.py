@@ -297,6 +297,14 @@ class TaskNotPausable(RuntimeError):
         super().__init__(lazy_text(_("Task %(name)s can't be paused: %(reason)s"), name=task_name, reason=reason))
 
 
+class MessageNotMovable(RuntimeError):
+    """A message in the queue can't be delivered before the others, for this ``reason``."""
+
+    def __init__(self, reason: object) -> None:
+        self.reason = reason
+        super().__init__(lazy_text(_("The message can't be moved: %(reason)s."), reason=reason))
+
+
 class ArgumentsNotEditable(RuntimeError):
     """The task can be retried, but not with other arguments: its own are more than plain JSON."""
 

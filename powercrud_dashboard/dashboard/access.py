@@ -95,6 +95,11 @@ def may_change_schedules(user: User) -> bool:
     return user.is_active and user.has_perm("django_q.change_schedule")
 
 
+def may_change_messages(user: User, action: str) -> bool:
+    """Return whether the user may ``change`` or ``delete`` messages in the queue that are for no manager's task."""
+    return user.is_active and user.has_perm(f"django_q.{action}_ormq")
+
+
 def may_cancel(user: User, record: TaskRecord) -> bool:
     return not record.is_finished and has_permission_for(user, "cancel_taskrecord", record)
 

@@ -20,6 +20,7 @@ from powercrud_dashboard.dashboard.views.locks import LockListView, ReleaseLockV
 from powercrud_dashboard.dashboard.views.log import LogView
 from powercrud_dashboard.dashboard.views.notices import NotificationsView, SeenView, TrayView
 from powercrud_dashboard.dashboard.views.pauses import PauseQueueView, PauseTaskView, ResumeQueueView, ResumeTaskView
+from powercrud_dashboard.dashboard.views.queue import DeleteMessageView, QueueView, RunNextView
 from powercrud_dashboard.dashboard.views.task import (
     CancelTaskView,
     DismissView,
@@ -71,6 +72,9 @@ def dashboard_urls(
         ("locks/", LockListView, "locks"),
         ("locks/<int:pk>/release/", ReleaseLockView, "release"),
         ("cluster/", ClusterView, "cluster"),
+        ("cluster/queue/", QueueView, "queue"),
+        ("cluster/queue/<pcrud_name:queue>/<str:key>/delete/", DeleteMessageView, "delete_message"),
+        ("cluster/queue/<pcrud_name:queue>/<str:key>/run-next/", RunNextView, "run_next"),
         ("cluster/pause/", PauseQueueView, "pause_queue"),
         ("cluster/resume/", ResumeQueueView, "resume_queue"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),

@@ -59,6 +59,7 @@ EVENT_LABELS = {
     "dismiss": gettext_lazy("Dismissed"),
     "reopen": gettext_lazy("Reopened"),
     "run_now": gettext_lazy("Queued now"),
+    "run_next": gettext_lazy("Moved to the front of the queue"),
     "missing": gettext_lazy("Not in the queue any more"),
     "send_again": gettext_lazy("Sent again"),
     "cleanup": gettext_lazy("Locks released"),

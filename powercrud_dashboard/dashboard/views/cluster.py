@@ -93,6 +93,7 @@ class ClusterView(RefreshingPageView):
             ],
             no_cluster_runs=no_cluster_runs(),
             queues=queue.queue_states(),
+            queue_url=self.url("queue"),
             held_count=ActiveTask.objects.all().held().count(),
             pause_kinds=PauseKind.choices,
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",

@@ -1,0 +1,302 @@
+"""The messages in the queue: seen, deleted and moved to the front."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
+from django.core.signing import Signer
+from django.utils import timezone
+from django_q.brokers import get_broker
+from django_q.models import OrmQ
+from django_q.signing import SignedPackage
+from django_q.tasks import async_task
+
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskRecord
+from powercrud_dashboard.q2 import messages
+from tests.testapp import tasks
+from tests.workers import claimed_elsewhere, meanwhile
+
+pytestmark = pytest.mark.django_db
+
+QUEUE = "/admin/powercrud_dashboard/taskrecord/cluster/queue/"
+REDIS = "redis" in settings.Q_CLUSTER
+NAME = settings.Q_CLUSTER["name"]
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue(transactional_db) -> None:
+    get_broker().delete_queue()
+
+
+@pytest.fixture
+def plain():
+    """A message of django-q2's own."""
+    async_task("tests.testapp.tasks.add", 2, task_name="plain one", group="night")
+
+
+def shown(client, **parameters) -> str:
+    return html.unescape(client.get(QUEUE, parameters).content.decode())
+
+
+def message(position: int = 0) -> messages.Message:
+    return messages.open_queue(NAME).slice(0, 50)[position]
+
+
+def url(action: str, position: int = 0) -> str:
+    return f"{QUEUE}{NAME}/{message(position).key}/{action}/"
+
+
+def act(client, action: str, position: int = 0) -> str:
+    return client.post(url(action, position), follow=True).content.decode()
+
+
+def delivered_first() -> str:
+    """Return the name of the message that a cluster takes now."""
+    ((__, payload),) = get_broker().dequeue()
+    return SignedPackage.loads(payload)["name"]
+
+
+def take(position: int = 0) -> None:
+    """Let a cluster have taken the message, as the ORM broker notes that."""
+    OrmQ.objects.filter(pk=message(position).receipt).update(lock=timezone.now() + timedelta(seconds=60))
+
+
+orm_only = pytest.mark.skipif(REDIS, reason="only the ORM broker keeps what a cluster has taken, and has receipts")
+
+
+def test_messages_are_shown_with_their_task_and_who_launched_it(boss, manager, make_user, plain):
+    name = manager.launch_async_task(tasks.add, 1, label="Re-price <all>", user=make_user("anna"))
+    page = shown(boss)
+    assert "<all>" not in boss.get(QUEUE).content.decode()
+    record = TaskRecord.objects.get(task_name=name)
+    assert f'/taskrecord/{record.pk}/change/" data-pcrud-row>Re-price <all></a>' in page
+    assert "anna" in page
+    assert page.count("tests.testapp.tasks.add") >= 2
+    assert "Group: night" in page
+    assert page.index("Group: night") < page.index("Re-price")
+    assert page.count("Run next</button>") == 2
+
+
+def test_the_page_refreshes_itself_and_is_reached_from_the_cluster_page(boss, plain):
+    part = boss.get(QUEUE, headers={"hx-request": "true"}).content.decode()
+    assert part.lstrip().startswith('<div id="pcrud-queue"')
+    assert f'href="{QUEUE}?queue={NAME}"' in boss.get(QUEUE.removesuffix("queue/")).content.decode()
+
+
+def test_an_empty_queue_says_so(boss):
+    assert "No message is in this queue." in shown(boss)
+    assert "There are no messages on this page any more." in shown(boss, page="7")
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x", "9" * 30, "²", "\x00"])
+def test_pages_that_can_not_be_are_no_error(boss, plain, page):
+    assert boss.get(QUEUE, {"page": page}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["no such queue", "\x00", "", "a" * 5000])
+def test_queues_that_can_not_be_are_no_error(boss, name):
+    assert boss.get(QUEUE, {"queue": name}).status_code == 200
+
+
+def test_pages_are_bounded(boss, settings, plain):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_PAGE_SIZE": 2}
+    for number in range(4):
+        async_task("math.floor", number, task_name=f"floor {number}")
+    first, last = shown(boss), shown(boss, page="3")
+    assert first.count('<tr id="pcrud-message-') == 2
+    assert 'rel="next"' in first
+    assert last.count('<tr id="pcrud-message-') == 1
+    assert 'rel="next"' not in last
+
+
+def test_messages_that_can_not_be_read_are_shown_and_can_be_deleted(boss):
+    get_broker().enqueue(Signer(key="somebody else's", salt="x").sign("abc"))
+    get_broker().enqueue(SignedPackage.dumps(["no package"]))
+    page = shown(boss)
+    assert page.count("Unreadable message") == 2
+    assert "It was not signed by this project" in page
+    assert "It is no package of django-q2." in page
+    assert "Run next</button>" not in page
+    assert "What it was to run is lost with it." in boss.get(url("delete")).content.decode()
+    assert "The message was deleted" in act(boss, "delete")
+    act(boss, "delete")
+    assert get_broker().queue_size() == 0
+
+
+class Vanished:
+    """Its class can't be imported any more where it is unpickled."""
+
+    def __reduce__(self):
+        return (_raise, ())
+
+
+def _raise() -> None:
+    raise ImportError("no such module")
+
+
+def test_a_message_whose_arguments_can_not_be_loaded_harms_no_other(boss, plain):
+    async_task("math.floor", Vanished())
+    page = shown(boss)
+    assert "ImportError: no such module" in page
+    assert "Group: night" in page
+
+
+def test_a_message_of_django_q2_is_deleted_after_a_question(boss, superuser, plain):
+    assert "No worker runs it if its message is deleted." in boss.get(url("delete")).content.decode()
+    assert get_broker().queue_size() == 1
+    assert "The message was deleted: tests.testapp.tasks.add (plain one)" in act(boss, "delete")
+    assert get_broker().queue_size() == 0
+    entry = LogEntry.objects.get()
+    assert (entry.user, entry.is_deletion(), entry.object_repr) == (
+        superuser,
+        True,
+        "tests.testapp.tasks.add (plain one)",
+    )
+
+
+def test_deleting_the_message_of_a_task_cancels_it(boss, superuser, manager, make_projects):
+    name = manager.launch_async_task(tasks.add, 1, label="Re-price", conflict_ids={"testapp.Project": make_projects(1)})
+    assert "“Re-price” waits in the queue. It is cancelled" in boss.get(url("delete")).content.decode()
+    assert "“Re-price” was cancelled." in act(boss, "delete")
+    assert get_broker().queue_size() == 0
+    assert not ActiveTask.objects.exists()
+    assert not ConflictLock.objects.exists()
+    record = TaskRecord.objects.get(task_name=name)
+    assert record.status == "cancelled"
+    assert record.events.get(event="cancel").actor == superuser
+
+
+def test_the_message_of_a_running_task_is_not_deleted(boss, manager):
+    name = manager.launch_async_task(tasks.add, 1)
+    address = url("delete")
+    claimed_elsewhere(name)
+    assert "A cluster has taken the message meanwhile." in boss.post(address, follow=True).content.decode()
+    assert ActiveTask.objects.get().cancel_requested_at is None
+    assert get_broker().queue_size() == 1
+
+
+def test_a_message_that_no_task_waits_for_is_left_over(boss, manager):
+    name = manager.launch_async_task(tasks.add, 1)
+    # The task ends without its message, as on a broker without receipts.
+    ActiveTask.objects.update(queue_receipt="")
+    manager.cancel_task(name)
+    page = shown(boss)
+    assert "Left over" in page
+    assert "Run next</button>" not in page
+    assert "a worker that gets it runs nothing" in boss.get(url("delete")).content.decode()
+    act(boss, "delete")
+    assert get_broker().queue_size() == 0
+    assert TaskRecord.objects.get(task_name=name).status == "cancelled"
+
+
+@orm_only
+def test_a_message_that_a_cluster_has_taken_stays(boss, plain):
+    delete, run_next = url("delete"), url("run-next")
+    take()
+    page = shown(boss)
+    assert "<span>Taken</span>" in page
+    assert "/delete/" not in page
+    assert "Run next</button>" not in page
+    for address in (delete, run_next):
+        assert "A cluster has taken the message meanwhile." in boss.post(address, follow=True).content.decode()
+    assert OrmQ.objects.count() == 1
+    assert not LogEntry.objects.exists()
+
+
+@orm_only
+def test_a_message_that_is_taken_at_the_last_moment_stays(boss, plain):
+    address = url("delete")
+    taken = partial(OrmQ.objects.update, lock=timezone.now() + timedelta(seconds=60))
+    with meanwhile(taken, before="DELETE FROM"):
+        answer = boss.post(address, follow=True).content.decode()
+    assert "A cluster has taken the message meanwhile." in answer
+    assert OrmQ.objects.count() == 1
+
+
+def test_a_message_that_is_gone_is_said(boss, plain):
+    address = url("delete")
+    get_broker().purge_queue()
+    for answer in (boss.get(address, follow=True), boss.post(address, follow=True)):
+        assert "The message is not in the queue any more." in answer.content.decode()
+    for key in ("0", "x", "1.abc", "9" * 40 + ".a"):
+        assert boss.post(f"{QUEUE}{NAME}/{key}/delete/").status_code == 302
+
+
+def test_run_next_moves_a_message_before_all_others(boss, superuser, plain):
+    async_task("math.floor", 1, task_name="second")
+    async_task("math.floor", 2, task_name="third")
+    third = next(number for number in range(3) if message(number).name == "third")
+    assert "is the next that a cluster takes." in act(boss, "run-next", third)
+    assert delivered_first() == "third"
+    assert LogEntry.objects.get().user == superuser
+
+
+def test_run_next_keeps_a_task_true(boss, superuser, manager, plain):
+    first = manager.launch_async_task(tasks.add, 1, label="First")
+    name = manager.launch_async_task(tasks.add, 1, label="Urgent")
+    position = next(number for number in range(3) if message(number).name == name)
+    assert "“Urgent” is the next that a cluster takes." in act(boss, "run-next", position)
+    event = TaskEvent.objects.get(event="run_next")
+    assert (event.actor, event.record.task_name) == (superuser, name)
+    assert list(ActiveTask.objects.order_by("queued_at").values_list("task_name", flat=True)) == [name, first]
+    # It is neither lost in the queue nor left there when it ends.
+    assert name not in manager.cleanup_completed_tasks()["cleaned"]
+    assert delivered_first() == name
+    manager.cancel_task(name)
+    assert name not in {message(number).name for number in range(get_broker().queue_size())}
+
+
+def test_several_are_moved_one_after_the_other(boss, manager):
+    names = [manager.launch_async_task(tasks.add, number) for number in range(3)]
+    for name in names[1:]:
+        act(boss, "run-next", next(number for number in range(3) if message(number).name == name))
+    assert {message(number).name for number in range(3)} == set(names)
+    if not REDIS and OrmQ.objects.db == "default":
+        receipts = set(ActiveTask.objects.values_list("queue_receipt", flat=True))
+        assert receipts == {str(pk) for pk in OrmQ.objects.values_list("pk", flat=True)}
+
+
+def test_permissions_are_asked_for_each_message(client_of, make_user, manager, plain):
+    own = make_user("own", "view_taskrecord")
+    manager.launch_async_task(tasks.add, 1, user=own)
+    keeper = client_of(make_user("keeper", "view_taskrecord", "delete_ormq", "change_ormq"))
+    canceller = client_of(make_user("canceller", "view_taskrecord", "cancel_taskrecord"))
+    assert client_of(make_user("nobody")).get(QUEUE).status_code == 403
+
+    def allowed(client) -> list[tuple[str, bool]]:
+        page = shown(client)
+        return [
+            (action, f'"{url(action, position)}"' in page) for position in (0, 1) for action in ("delete", "run-next")
+        ]
+
+    plain_only = [("delete", True), ("run-next", True), ("delete", False), ("run-next", False)]
+    assert allowed(keeper) == plain_only
+    assert allowed(canceller) == [("delete", False), ("run-next", False), ("delete", True), ("run-next", False)]
+    assert [can for _action, can in allowed(client_of(own))] == [False, False, True, True]
+    assert keeper.post(url("delete", 1)).status_code == 403
+    assert keeper.post(url("run-next", 1)).status_code == 403
+    assert canceller.post(url("delete", 0)).status_code == 403
+    assert get_broker().queue_size() == 2
+
+
+@orm_only
+def test_queues_that_no_cluster_of_the_settings_reads_are_named(boss):
+    async_task("math.floor", 1, cluster="forgotten & lost")
+    page = shown(boss, queue="forgotten & lost")
+    assert "math.floor" in page
+    assert re.search(r'aria-current="page">forgotten & lost</a>', page)
+
+
+def test_a_broker_that_is_away_is_said(boss, monkeypatch):
+    def away(*args, **kwargs):
+        raise ConnectionError("no broker")
+
+    monkeypatch.setattr("django_q.brokers.orm.ORM.get_connection", staticmethod(away))
+    monkeypatch.setattr("django_q.brokers.redis_broker.Redis.get_connection", staticmethod(away))
+    assert "The broker can't be reached." in shown(boss)
