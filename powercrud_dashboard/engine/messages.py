@@ -9,11 +9,11 @@ from django.db.models import Min, Value
 from django.db.models.functions import Least
 from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.engine import lifecycle
+from powercrud_dashboard.engine import lifecycle, registry
 from powercrud_dashboard.engine.requests import OwnerOf
 from powercrud_dashboard.engine.spec import TaskCall
 from powercrud_dashboard.exceptions import MessageNotMovable
-from powercrud_dashboard.models import ActiveTask
+from powercrud_dashboard.models import ActiveTask, Source, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import impatient_transaction
 from powercrud_dashboard.q2.messages import Message, MessageQueue
@@ -25,6 +25,11 @@ EARLIER = timedelta(milliseconds=1)
 def task_name_of(message: Message) -> str:
     """Return the name of the manager's task that the message is for; "" if it is for none, or can't be read."""
     return message.call.task_name if isinstance(message.call, TaskCall) else ""
+
+
+def record_name_of(message: Message) -> str:
+    """Return the name of the record of the message's task. Of a task that is observed it is django-q2's id."""
+    return task_name_of(message) or message.task_id
 
 
 def active_tasks_of(messages: list[Message]) -> dict[str, ActiveTask]:
@@ -55,11 +60,23 @@ def delete(queue: MessageQueue, message: Message, actor: Any, owner_of: OwnerOf)
     if active is None or not is_awaited(message, active):
         # A worker that got a message which is left over would run nothing.
         is_running = active is not None and active.state == ActiveTaskState.IN_PROGRESS
-        return not is_running and queue.delete(message)
+        return not is_running and _delete_plain(queue, message, actor)
     if not lifecycle.end_from_outside(owner_of(active), active, "cancel", actor=actor):
         return False
     # Brokers without receipts still have it.
     queue.delete(message)
+    return True
+
+
+def _delete_plain(queue: MessageQueue, message: Message, actor: Any) -> bool:
+    """Delete a message of no manager's task; if its task is observed, that is recorded as cancelled."""
+    recorder = registry.recorder_for(None)
+    with impatient_transaction():
+        if not queue.delete(message):
+            return False
+        observed = TaskRecord.objects.unfinished().filter(task_name=message.task_id, source=Source.DJANGO_Q)
+        if recorder is not None and observed.exists():
+            recorder.record_lifecycle_events(message.task_id, [("cancel", {"actor": actor})])
     return True
 
 

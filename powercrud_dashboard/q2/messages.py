@@ -73,6 +73,11 @@ class Message:
         return clean_text(self._read[0].get("name", ""), SHORT)
 
     @property
+    def task_id(self) -> str:
+        """django-q2's id of the task."""
+        return clean_text(self._read[0].get("id", ""), SHORT)
+
+    @property
     def call(self) -> Any:
         """What is to be called: a function, its dotted path, or a callable object."""
         return self._read[0].get("func")

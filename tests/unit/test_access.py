@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from django_q.brokers import get_broker
 from django_q.models import Schedule
 
 from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
 from powercrud_dashboard.engine.files import keep_result
 from powercrud_dashboard.models import ConflictLock, TaskRecord
+from powercrud_dashboard.q2.messages import open_queue
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db
 
 PREFIX = URL_NAME.format("")
+QUEUE = settings.Q_CLUSTER["name"]
 ALL_PERMISSIONS = {
     "view_taskrecord",
     "change_taskrecord",
@@ -76,6 +81,11 @@ ACCESS = {
     "locks": Row(("get",), needs=("view_conflictlock",)),
     "release": Row(("get", "post"), needs=("release_conflictlock",), about=("lock",)),
     "cluster": Row(("get",), needs=("view_taskrecord",)),
+    "queue": Row(("get",), needs=("view_taskrecord",)),
+    "delete_message": Row(
+        ("get", "post"), needs=("view_taskrecord", "cancel_taskrecord"), about=("", QUEUE, "message")
+    ),
+    "run_next": Row(("post",), needs=("view_taskrecord", "retry_taskrecord"), about=("", QUEUE, "message")),
     "schedule": Row(("post",), needs=("view_taskrecord", "change_schedule"), about=("schedule", "run")),
 }
 #: The other rows of the bulk page: an action of its own for each permission.
@@ -93,8 +103,9 @@ EVERY_METHOD = [(name, method) for name, row in ACCESS.items() for method in row
 
 
 @pytest.fixture
-def things(manager, record_of, make_user) -> dict[str, int]:
+def things(manager, record_of, make_user) -> dict[str, Any]:
     """One of each thing that a URL can be about; the tasks belong to somebody else."""
+    get_broker().delete_queue()
     owner = make_user("owner")
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="ended", sync=True)
     for name in ("failed", "dismissed"):
@@ -113,16 +124,17 @@ def things(manager, record_of, make_user) -> dict[str, int]:
         "lock": ConflictLock.objects.get().pk,
         "schedule": schedule.pk,
         "file": kept.pk,
+        "message": next(item.key for item in open_queue(QUEUE).slice(0, 10) if item.name == "queued"),
     }
 
 
-def address(name: str, things: dict[str, int], namespace: str = "admin") -> str:
+def address(name: str, things: dict[str, Any], namespace: str = "admin") -> str:
     about = ACCESS[name].about
     args = [things.get(item, item) for item in about if item]
     return reverse(f"{namespace}:{PREFIX}{name}", args=args)
 
 
-def send(client: Client, name: str, method: str, things: dict[str, int], namespace: str = "admin") -> int:
+def send(client: Client, name: str, method: str, things: dict[str, Any], namespace: str = "admin") -> int:
     return getattr(client, method)(address(name, things, namespace), dict(ACCESS[name].data)).status_code
 
 

@@ -47,6 +47,7 @@ READ_BY = {
     "function/": ("func", "pattern", "period"),
     "function/?func=tests.testapp.tasks.add&": ("pattern", "period"),
     "locks/": ("q", "page", "per_page", "sort"),
+    "cluster/queue/": ("queue", "page"),
 }
 #: Every field that an action reads.
 FIELDS = ("action", "selected", "all", "filter", "next", "confirmed", "interval", "seconds", "args", "kwargs", "total")
@@ -57,6 +58,7 @@ READ_ONLY = (
     "failures/",
     "locks/",
     "cluster/",
+    "queue/",
     "insights/",
     "function/",
     "trio/",
@@ -104,6 +106,8 @@ def addresses(boss, manager, record_of) -> list[str]:
         URL_NAME.format("group_action"): ["trio", "retry"],
         URL_NAME.format("download"): [pk, 1],
         URL_NAME.format("release"): [1],
+        URL_NAME.format("delete_message"): ["default", "1.a"],
+        URL_NAME.format("run_next"): ["default", "1.a"],
         URL_NAME.format("schedule"): [1, "run"],
     }
     with_a_task = {str(pattern.name) for pattern in dashboard_urls() if "pk" in pattern.pattern.converters}
@@ -132,6 +136,10 @@ def test_no_key_is_a_server_error(crawl, addresses, hostile):
         (f"{TASKS}{value}/{tail}" for tail in tails),
         (f"{TASKS}{place}/{value}/" for place in ("groups", "export", "locks", "schedules", "cluster")),
         (f"{TASKS}groups/{value}/retry/", f"{TASKS}groups/trio/{value}/", f"{TASKS}locks/{value}/release/"),
+        (
+            f"{TASKS}cluster/queue/{place}/run-next/"
+            for place in (f"{value}/1.a", f"default/{value}", f"default/1.{value}")
+        ),
         (f"{TASKS}1/files/{value}/", f"{CHANGELIST}background-tasks/?key={value}"),
         (f"{CHANGELIST}{value}/change/", f"/powercrud/async-progress/{value}/"),
     ):

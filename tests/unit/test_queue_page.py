@@ -160,6 +160,17 @@ def test_a_message_of_django_q2_is_deleted_after_a_question(boss, superuser, pla
     )
 
 
+def test_an_observed_task_whose_message_is_deleted_is_cancelled(boss, superuser, plain):
+    observed = TaskRecord.objects.create(
+        task_name=message().task_id, label="Observed", source="django_q", manager_class=""
+    )
+    assert f'/taskrecord/{observed.pk}/change/" data-pcrud-row>Observed</a>' in shown(boss)
+    act(boss, "delete")
+    observed.refresh_from_db()
+    assert observed.status == "cancelled"
+    assert observed.events.get(event="cancel").actor == superuser
+
+
 def test_deleting_the_message_of_a_task_cancels_it(boss, superuser, manager, make_projects):
     name = manager.launch_async_task(tasks.add, 1, label="Re-price", conflict_ids={"testapp.Project": make_projects(1)})
     assert "“Re-price” waits in the queue. It is cancelled" in boss.get(url("delete")).content.decode()

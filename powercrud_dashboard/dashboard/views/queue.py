@@ -119,7 +119,10 @@ class QueueView(RefreshingPageView):
         if queue is None:
             return [], _("The broker of this queue does not let anybody look into it. The ORM broker and Redis do.")
         active = queued.active_tasks_of(found)
-        names = [active[message.key].task_name if message.key in active else message.name for message in found]
+        names = [
+            active[message.key].task_name if message.key in active else queued.record_name_of(message)
+            for message in found
+        ]
         visible = TaskRecord.objects.visible_to(self.request.user).filter(task_name__in=set(names))
         records = {record.task_name: record for record in visible.defer(*WIDE_COLUMNS)}
         return [
