@@ -319,12 +319,12 @@ class AsyncManager(ProgressEndpoint):
         keys = None if conflict_ids is None else locks.lock_keys(conflict_ids)
         return locks.release(task_name, keys, own=self.reservations)
 
-    def release_conflict_lock(self, lock: ConflictLock, user: Any = None) -> bool:
-        """Release one lock by hand, whoever holds it; the holder's record says who did it.
+    def release_conflict_lock(self, lock: ConflictLock, user: Any = None, note: str = "") -> bool:
+        """Release one lock by hand, whoever holds it; the holder's record says who did it, and why if there is a note.
 
         A running task goes on, without the lock. Returns False if the holder has released it meanwhile.
         """
-        return requests.release_lock(lock, as_person(user), self._owner_of)
+        return requests.release_lock(lock, as_person(user), self._owner_of, note)
 
     def check_conflict(self, object_data: locks.ConflictIds) -> set[Hashable]:
         """Return those of the given ids that anyone holds, in the form in which they were given."""

@@ -108,6 +108,13 @@ class Listing:
         self._visible = TaskRecord.objects.visible_to(user)
         self.filter = TaskFilter(parameters, queryset=self._visible, user=user)
 
+    @classmethod
+    def of(cls, parameters: Mapping[str, str], user: User) -> Listing:
+        """Return the list for query parameters that are no part of a request."""
+        query = QueryDict(mutable=True)
+        query.update(parameters)
+        return cls(query, user)
+
     @cached_property
     def status(self) -> str:
         """The name of the selected tab; "" for all tasks."""

@@ -46,6 +46,11 @@ def manager_of(record: TaskRecord) -> AsyncManager:
     return manager
 
 
+def is_done(record: TaskRecord) -> bool:
+    """Return whether the work is done, by this task or a later try, so that a retry would do it a second time."""
+    return record.is_done or not TaskRecord.objects.filter(pk=record.pk).not_done_later().exists()
+
+
 def retry_task(record: TaskRecord, actor: Any, **changes: Any) -> TaskRecord:
     """Retry a finished task, with these options of the manager's ``retry_task``. Return the record of the new task.
 

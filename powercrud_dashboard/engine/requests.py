@@ -221,15 +221,15 @@ def give_worker_back(
 # Locks
 
 
-def release_lock(lock: ConflictLock, actor: Any, owner_of: OwnerOf) -> bool:
-    """Release one lock, whoever holds it, and record who did it. Return False if it was released meanwhile."""
+def release_lock(lock: ConflictLock, actor: Any, owner_of: OwnerOf, note: str = "") -> bool:
+    """Release one lock, whoever holds it, and record who did it, and why. Return False if it was released meanwhile."""
     with impatient_transaction():
         # Read now: a reservation that is left without a lock is dropped.
         holder = ActiveTask.objects.filter(pk=lock.active_task_id).first()
         if holder is None or not locks.release_one(lock):
             return False
         if holder.state != ActiveTaskState.RESERVED:
-            message = clean_text(lock, MESSAGE)
+            message = clean_text(f"{clean_text(lock, MESSAGE)}: {note}" if note else lock, MESSAGE)
             lifecycle.emit(owner_of(holder), "release", holder.task_name, actor=actor, message=message)
-    logger.info("The lock on %s held by %s was released by %s", lock, holder.task_name, actor)
+    logger.info("The lock on %s held by %s was released by %s: %s", lock, holder.task_name, actor, note or "no note")
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 
 import pytest
@@ -166,8 +167,9 @@ def test_the_command_line_does_the_same(manager, record_of):
     assert run_command("pause", name) == (0, f"{name}: paused\n")
     assert record_of(name).events.get(event="pause").actor_label.endswith("command line)")
     assert run_command("pause", name)[0] == 1
-    assert run_command("resume", name, "--json") == (0, f'{{\n  "{name}": "resumed"\n}}\n')
-    assert run_command("resume", "unknown") == (1, "unknown: not paused\n")
+    code, text = run_command("resume", name, "--json")
+    assert (code, json.loads(text)["results"]) == (0, [{"task": name, "done": True, "result": "resumed"}])
+    assert run_command("resume", "unknown") == (1, "")
     assert run_command("pause")[0] == 2
     assert run_command("pause", "--queue", "slow", "--func", ADD, "--note", "why")[0] == 0
     assert set(Pause.objects.values_list("kind", "name", "note")) == {
@@ -185,4 +187,4 @@ def test_a_conflict_at_a_resumption_is_an_error_of_the_command(manager):
     manager.launch_async_task(tasks.add, 1, conflict_ids=ids)
     code, text = run_command("resume", name)
     assert code == 1
-    assert f"{name}: error: Locked: Project 1" in text
+    assert f"{name}: Locked: Project 1" in text

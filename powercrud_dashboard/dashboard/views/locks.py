@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.apps import apps
 from django.contrib import messages
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
@@ -16,14 +15,13 @@ from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS, CappedCount, Count
 from powercrud_dashboard.dashboard.live import MAX_LOCKS, LiveTask, live_tasks
+from powercrud_dashboard.dashboard.locking import matching_locks, texts_of
 from powercrud_dashboard.dashboard.tables import LockTable, paginate_table
 from powercrud_dashboard.dashboard.views.base import DashboardView, ObjectLinks, RefreshingPageView
 from powercrud_dashboard.exceptions import TaskBusy
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskObject, TaskRecord
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import Now
-from powercrud_dashboard.models.search import MAX_WORDS
-from powercrud_dashboard.text import is_storable
 
 #: Locked objects that a row names at once, and those that it unfolds.
 NAMED_OBJECTS = 3
@@ -78,15 +76,6 @@ class LockListView(RefreshingPageView):
     def search(self) -> str:
         return self.request.GET.get("q", "")
 
-    def matching_locks(self) -> QuerySet[ConflictLock]:
-        """Return the locks that match all words of the search: by object, its name or key, model, holder or person."""
-        locks: QuerySet[ConflictLock] = ConflictLock.objects.all()
-        if not is_storable(self.search):
-            return locks.none()
-        for word in self.search.split()[:MAX_WORDS]:
-            locks = locks.filter(_matches(word))
-        return locks
-
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return super().get_context_data(
             title=_("Locks"),
@@ -96,7 +85,7 @@ class LockListView(RefreshingPageView):
         )
 
     def _table(self) -> LockTable:
-        of_holder = self.matching_locks().filter(active_task=OuterRef("pk"))
+        of_holder = matching_locks(self.search).filter(active_task=OuterRef("pk"))
         counted = ConflictLock.objects.filter(active_task=OuterRef("pk")).values("pk")
         holders = (
             ActiveTask.objects.filter(Exists(of_holder))
@@ -119,7 +108,7 @@ class LockListView(RefreshingPageView):
         records = {record.task_name: record for record in visible.defer(*WIDE_COLUMNS)}
         live = live_tasks(records.values())
         locks = {active.pk: self._locks_of(active) for active in rows}
-        texts = _texts_of([lock for of_holder in locks.values() for lock in of_holder], names)
+        texts = texts_of([lock for of_holder in locks.values() for lock in of_holder], names)
         links = ObjectLinks(self.site, self.request)
         may_release = access.may_release_locks(self.request.user)
         return {
@@ -143,39 +132,7 @@ class LockListView(RefreshingPageView):
         }
 
     def _locks_of(self, active: ActiveTask) -> list[ConflictLock]:
-        return list(self.matching_locks().filter(active_task=active.pk).order_by("pk")[:LISTED_OBJECTS])
-
-
-def _matches(word: str) -> Q:
-    """Return the condition for locks that a word of a search is about."""
-    models = [
-        model._meta.label_lower for model in apps.get_models() if word.lower() in str(model._meta.verbose_name).lower()
-    ]
-    of_person = TaskRecord.objects.unfinished().filter(user_label__icontains=word).values("task_name")
-    named = TaskObject.objects.filter(
-        object_id=OuterRef("object_id"),
-        model_label=OuterRef("model_label"),
-        record__task_name=OuterRef("active_task__task_name"),
-        text__icontains=word,
-    )
-    return (
-        Q(model_label__icontains=word)
-        | Q(model_label__in=models)
-        | Q(object_id=word)
-        | Q(active_task__label__icontains=word)
-        | Q(active_task__task_name=word)
-        | Q(active_task__task_name__in=of_person)
-        | Q(Exists(named))
-    )
-
-
-def _texts_of(locks: list[ConflictLock], task_names: list[str]) -> dict[tuple[str, str, str], str]:
-    """Return the descriptions of locked objects by task, model and key, as far as they are known."""
-    entries = TaskObject.objects.filter(
-        object_id__in={lock.object_id for lock in locks}, record__task_name__in=task_names
-    ).exclude(text="")
-    rows = entries.values_list("record__task_name", "model_label", "object_id", "text")
-    return {(name, label, key): text for name, label, key, text in rows}
+        return list(matching_locks(self.search).filter(active_task=active.pk).order_by("pk")[:LISTED_OBJECTS])
 
 
 class ReleaseLockView(TemplateResponseMixin, DashboardView):

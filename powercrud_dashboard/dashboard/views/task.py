@@ -16,21 +16,20 @@ from django.views.generic.edit import FormMixin
 from django_htmx.http import HTMX_STOP_POLLING
 
 from powercrud_dashboard.dashboard import access
-from powercrud_dashboard.dashboard.formatting import masked, readable_json
+from powercrud_dashboard.dashboard.document import document_of
+from powercrud_dashboard.dashboard.formatting import readable_json
 from powercrud_dashboard.dashboard.forms import ArgumentsForm
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.live import LiveTask, live_tasks
-from powercrud_dashboard.dashboard.operations import REFUSALS, manager_of
+from powercrud_dashboard.dashboard.operations import REFUSALS, is_done, manager_of
 from powercrud_dashboard.dashboard.pulse import Pulse
 from powercrud_dashboard.dashboard.views.base import DashboardView, ObjectLinks, RefreshingPageView, TaskActionView
 from powercrud_dashboard.dashboard.views.log import LINES_ON_TASK_PAGE, ShownLog
 from powercrud_dashboard.engine import retry
 from powercrud_dashboard.exceptions import ArgumentsNotEditable, TaskNotRetryable
 from powercrud_dashboard.models import (
-    ActiveTask,
     Resolution,
     TaskFile,
-    TaskLogLine,
     TaskNotice,
     TaskObject,
     TaskRecord,
@@ -208,11 +207,6 @@ class TaskView(RefreshingPageView):
         return [(item, live.get(item.task_name), self.url("change", item.pk)) for item in records]
 
 
-def _is_done(record: TaskRecord) -> bool:
-    """Return whether the work is done, by this task or a later try, so that a retry would do it a second time."""
-    return record.is_done or not TaskRecord.objects.filter(pk=record.pk).not_done_later().exists()
-
-
 class RetryTaskView(TemplateResponseMixin, TaskActionView):
     """Retry a finished task and show the new task. Ask first if the work has been done."""
 
@@ -220,7 +214,7 @@ class RetryTaskView(TemplateResponseMixin, TaskActionView):
     template_name = "powercrud_dashboard/task/run_again.html"
 
     def act(self, record: TaskRecord) -> TaskRecord | HttpResponse:
-        if self.request.POST.get("confirmed") != "yes" and _is_done(record):
+        if self.request.POST.get("confirmed") != "yes" and is_done(record):
             return self._question(record)
         try:
             new = self.retry(record)
@@ -413,18 +407,4 @@ class RawTaskView(DashboardView):
         record = TaskRecord.objects.visible_to(request.user).filter(pk=pk).defer("payload").first()
         if record is None:
             raise Http404(_("Task not found."))
-        active = ActiveTask.objects.tasks().filter(task_name=record.task_name).defer("payload").first()
-        document = {
-            "record": {**_columns(record), "task_args": masked(record.task_args, record.argument_names)},
-            "active": active and _columns(active),
-            "events": list(record.events.values("event", "timestamp", "actor_label", "message", "payload")),
-            "log": list(TaskLogLine.objects.filter(record=pk).values("time", "level", "logger", "message", "left_out")),
-            "objects": list(record.objects_worked_on.values("model_label", "object_id", "text", "outcome", "error")),
-        }
-        return HttpResponse(readable_json(document), content_type="application/json; charset=utf-8")
-
-
-def _columns(row: TaskRecord | ActiveTask) -> dict[str, Any]:
-    """Return the columns of a row, without the signed payload: its arguments are not masked."""
-    fields = row._meta.concrete_fields
-    return {field.attname: getattr(row, field.attname) for field in fields if field.name != "payload"}
+        return HttpResponse(readable_json(document_of(record)), content_type="application/json; charset=utf-8")

@@ -66,6 +66,44 @@ def add_user_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: Rows that a table may have; more are exported from the pages.
+MAX_ROWS = 10_000
+
+
+def add_limit(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    """Add the option for how many rows are printed."""
+
+    def number(text: str) -> int:
+        if not (text.isdecimal() and 1 <= int(text) <= MAX_ROWS):
+            raise argparse.ArgumentTypeError(f"give a number from 1 to {MAX_ROWS:,}")
+        return int(text)
+
+    parser.add_argument(
+        "--limit", type=number, default=default, metavar="NUMBER", help=f"{what} at most, by default {default}."
+    )
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Add the option that answers the question."""
+    names = ("-y", "--yes", "--no-input", "--noinput")
+    parser.add_argument(*names, action="store_true", dest="yes", help="Do not ask.")
+
+
+def confirm(console: Console, question: str, options: dict[str, Any]) -> None:
+    """Ask, unless ``--yes`` was given.
+
+    Raises:
+        CommandError: if the answer is no, or there is nobody to ask.
+    """
+    if options["yes"]:
+        return
+    answer = console.ask(question)
+    if answer is None:
+        raise misused("There is no terminal to ask at. Confirm with --yes.")
+    if not answer:
+        raise failed("Nothing was changed.")
+
+
 def operator(options: dict[str, Any]) -> Operator:
     """Return who does it: the user of the name that ``--user`` gives, else that text, else the system's user."""
     if not (name := options.get("user")):

@@ -35,6 +35,8 @@ class Column:
     is_number: bool = False
     #: Whether it is shortened if the table is too wide for the terminal.
     gives_way: bool = False
+    #: Whether its end is shown then, and not its beginning.
+    keeps_end: bool = False
 
 
 class Console:
@@ -79,10 +81,10 @@ class Console:
         for row in cells:
             self.line(_row(columns, row, widths))
 
-    def ask(self, question: str) -> bool:
-        """Return whether the person says yes. Without a terminal to ask nobody does."""
+    def ask(self, question: str) -> bool | None:
+        """Return whether the person says yes; None if there is no terminal to ask at."""
         if not sys.stdin.isatty():
-            return False
+            return None
         self._stderr.write(f"{printable(question)} [y/N] ", ending="")
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -106,6 +108,11 @@ class Console:
 def _bar(done: int, total: int) -> str:
     filled = BAR * done // total
     return f"[{'#' * filled}{'.' * (BAR - filled)}] {done:>{len(str(total))}}/{total}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 task", "2 tasks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def printable(text: str) -> str:
@@ -135,13 +142,13 @@ def cells_of(text: str) -> int:
     )
 
 
-def shortened(text: str, width: int) -> str:
-    """Return the beginning of a text that takes so many columns at most."""
+def shortened(text: str, width: int, *, keeps_end: bool = False) -> str:
+    """Return the beginning of a text, or its end, that takes so many columns at most."""
     if cells_of(text) <= width:
         return text
     while text and cells_of(text) > width - 1:
-        text = text[:-1]
-    return f"{text}{MARK}"
+        text = text[1:] if keeps_end else text[:-1]
+    return f"{MARK}{text}" if keeps_end else f"{text}{MARK}"
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
@@ -164,7 +171,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], available
 def _row(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]) -> str:
     shown = []
     for column, cell, width in zip(columns, cells, widths, strict=True):
-        text = shortened(cell, width)
+        text = shortened(cell, width, keeps_end=column.keeps_end)
         space = " " * (width - cells_of(text))
         shown.append(f"{space}{text}" if column.is_number else f"{text}{space}")
     return BETWEEN.join(shown).rstrip()

@@ -5,81 +5,88 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.dashboard.operations import Answer, Operations
 from powercrud_dashboard.engine import pauses
-from powercrud_dashboard.exceptions import TaskBusy, TaskConflict, TaskNotPausable
-from powercrud_dashboard.management.pcrud.base import Subcommand, add_user_argument, failed, misused, operator
+from powercrud_dashboard.management.pcrud.base import Operator, failed, misused, operator
+from powercrud_dashboard.management.pcrud.bulk import BulkSubcommand
+from powercrud_dashboard.management.pcrud.choosing import filters_given
 from powercrud_dashboard.management.pcrud.console import Console
+from powercrud_dashboard.models import TaskRecord, TaskStatus
 from powercrud_dashboard.models.pausing import PauseKind
 
 
-class _Pausing(Subcommand):
+class _Pausing(BulkSubcommand):
     """What pausing and resuming share: tasks, or a queue, or a function."""
 
-    #: What is said of what was done, and of what was not.
-    done = not_done = ""
+    details = (
+        "Name the tasks, or give filters: then all tasks that match are meant. Or name a queue (--queue) or a function "
+        "(--func): nothing new of it starts while it is paused."
+    )
+    #: What is said of a queue or function that is as it is wanted already.
+    nothing_to_do = ""
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("tasks", nargs="*", metavar="task", help="Names of tasks.")
-        parser.add_argument("--queue", help="A queue (cluster), of which nothing new starts while it is paused.")
-        parser.add_argument("--func", help="The dotted path of a function, on all queues.")
-        add_user_argument(parser)
+    def add_own_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--queue", metavar="NAME", help="The queue (cluster) itself, and no single tasks.")
+        parser.add_argument("--func", metavar="PATH", help="The function itself, on all queues, and no single tasks.")
 
     def handle(self, console: Console, options: dict[str, Any]) -> None:
-        if not (options["tasks"] or options["queue"] or options["func"]):
-            raise misused("Name a task, --queue or --func.")
-        actor = operator(options).actor
-        results = {task: self._of_task(task, actor, options) for task in options["tasks"]}
-        for kind, option in ((PauseKind.QUEUE, "queue"), (PauseKind.FUNCTION, "func")):
-            if name := options[option]:
-                results[f"{kind.value} {name}"] = self._said(self._of_pause(kind, name, actor, options))
-        console.document(results)
-        for name, result in results.items():
-            console.line(f"{name}: {result}")
-        if refused := [name for name, result in results.items() if result != self.done]:
-            raise failed(f"Not {self.done}: {', '.join(refused)}")
-
-    def _of_task(self, task: str, actor: Any, options: dict[str, Any]) -> str:
-        try:
-            return self._said(self._act(task, actor, options))
-        except (TaskBusy, TaskConflict, TaskNotPausable) as error:
-            return f"error: {error}"
+        wanted = {PauseKind.QUEUE: options["queue"], PauseKind.FUNCTION: options["func"]}
+        named = {kind: name for kind, name in wanted.items() if name}
+        if not named:
+            super().handle(console, options)
+            return
+        if options["tasks"] or options["all"] or filters_given(options):
+            raise misused("Name tasks, or a queue or function; not both.")
+        results = {(kind, name): self._of_pause(kind, name, options) for kind, name in named.items()}
+        console.document(
+            {
+                "results": [
+                    {kind.value: name, "done": is_done, "result": self._said(is_done)}
+                    for (kind, name), is_done in results.items()
+                ]
+            }
+        )
+        for (kind, name), is_done in results.items():
+            console.line(f"{kind.value} {name}: {self._said(is_done)}")
+        if not all(results.values()):
+            raise failed(
+                f"Not {self.done_word}: {', '.join(name for (_kind, name), done in results.items() if not done)}"
+            )
 
     def _said(self, is_done: bool) -> str:
-        return self.done if is_done else self.not_done
+        return self.done_word if is_done else self.nothing_to_do
 
-    def _act(self, task: str, actor: Any, options: dict[str, Any]) -> bool:
-        raise NotImplementedError
-
-    def _of_pause(self, kind: PauseKind, name: str, actor: Any, options: dict[str, Any]) -> bool:
+    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         raise NotImplementedError
 
 
 class Pause(_Pausing):
-    name = "pause"
+    name = action_name = "pause"
     help = "Pause tasks, a queue, or a function on all queues."
-    done, not_done = "paused", "nothing to pause"
+    done_word = "paused"
+    nothing_to_do = "is paused already"
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        super().add_arguments(parser)
+    def add_own_arguments(self, parser: argparse.ArgumentParser) -> None:
+        super().add_own_arguments(parser)
         parser.add_argument("--note", default="", help="Why the queue or function is paused; the pages show it.")
         parser.add_argument("--release-locks", action="store_true", help="Let others lock the objects of the tasks.")
 
-    def _act(self, task: str, actor: Any, options: dict[str, Any]) -> bool:
-        manager = AsyncManager.resolve_manager()
-        return manager.pause_task(task, user=actor, keep_locks=not options["release_locks"])
+    def operations(self, options: dict[str, Any], who: Operator) -> Operations:
+        return Operations(who.actor, keep_locks=not options["release_locks"])
 
-    def _of_pause(self, kind: PauseKind, name: str, actor: Any, options: dict[str, Any]) -> bool:
-        return pauses.pause(kind, name, actor, options["note"])
+    def said_of(self, record: TaskRecord, answer: Answer) -> str:
+        record.refresh_from_db(fields=["status"])
+        return self.done_word if record.status == TaskStatus.PAUSED else "asked to pause"
+
+    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+        return pauses.pause(kind, name, operator(options).actor, options["note"])
 
 
 class Resume(_Pausing):
-    name = "resume"
+    name = action_name = "resume"
     help = "Resume paused tasks, a queue, or a function on all queues."
-    done, not_done = "resumed", "not paused"
+    done_word = "resumed"
+    nothing_to_do = "is not paused"
 
-    def _act(self, task: str, actor: Any, options: dict[str, Any]) -> bool:
-        return AsyncManager.resolve_manager().resume_task(task, user=actor)
-
-    def _of_pause(self, kind: PauseKind, name: str, actor: Any, options: dict[str, Any]) -> bool:
-        return pauses.resume(kind, name, actor)
+    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+        return pauses.resume(kind, name, operator(options).actor)

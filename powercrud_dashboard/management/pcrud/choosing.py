@@ -1,0 +1,117 @@
+"""Which tasks a subcommand is about: those that it names, or those that match its filters, as on the pages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import django_filters
+
+from powercrud_dashboard.dashboard.filters import MomentRangeFilter, SwitchFilter, TaskFilter
+from powercrud_dashboard.dashboard.listing import Listing
+from powercrud_dashboard.dashboard.statuses import TABS
+from powercrud_dashboard.management.pcrud.base import Operator, failed, misused
+from powercrud_dashboard.models import TaskRecord, TaskStatus
+
+#: Filters that only links of the pages set, and the one for tasks of the person at the page.
+_WITHOUT_OPTION = ("since", "pattern", "mine")
+#: Options whose filters have other names.
+_OPTION_NAMES = {"q": "search", "user": "launched-by"}
+#: The words that the pages have for statuses.
+STATUS_WORDS = {
+    "queued": str(TaskStatus.PENDING),
+    "running": str(TaskStatus.IN_PROGRESS),
+    "completed": str(TaskStatus.SUCCESS),
+}
+#: Characters of a name that are enough to look for the task, if only one has them.
+LEAST_PREFIX = 4
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each filter of the pages."""
+    group = parser.add_argument_group("filters", "A task is meant if all of them match.")
+    group.add_argument(
+        "--status",
+        type=_status,
+        metavar="STATUS",
+        help="queued, running, waiting (for a retry), paused, failed (open failures), completed or cancelled.",
+    )
+    for name, parameter, item in _options():
+        options: dict[str, Any] = {"dest": f"filter_{parameter}", "help": _help_of(parameter, item)}
+        if isinstance(item, SwitchFilter):
+            options.update(action="store_const", const="on")
+        elif isinstance(item, django_filters.ChoiceFilter):
+            options["choices"] = [str(value) for value, _label in item.extra["choices"]]
+        else:
+            options["metavar"] = "TIME" if isinstance(item, MomentRangeFilter) else "VALUE"
+        group.add_argument(f"--{name}", **options)
+
+
+def _options() -> Iterator[tuple[str, str, Any]]:
+    """Yield the name of each option, the parameter of the pages that it stands for, and the filter."""
+    for name, item in TaskFilter.base_filters.items():
+        option = _OPTION_NAMES.get(name, name.replace("_", "-"))
+        if name in _WITHOUT_OPTION:
+            continue
+        if isinstance(item, MomentRangeFilter):
+            for end in ("after", "before"):
+                yield f"{option}-{end}", f"{name}_{end}", item
+        else:
+            yield option, name, item
+
+
+def _help_of(parameter: str, item: Any) -> str:
+    if isinstance(item, MomentRangeFilter):
+        return f"{item.label} {parameter.rpartition('_')[2]} this time, such as 2030-01-31 or 2030-01-31T14:30."
+    return f"{item.label}."
+
+
+def _status(text: str) -> str:
+    status = STATUS_WORDS.get(text.lower(), text.lower())
+    if status not in TABS:
+        raise argparse.ArgumentTypeError(f"invalid status: {text!r}")
+    return status
+
+
+def filters_given(options: dict[str, Any]) -> bool:
+    """Return whether any filter is set."""
+    return any(options.get(name) for name in ("status", *(f"filter_{parameter}" for _n, parameter, _i in _options())))
+
+
+def listing(options: dict[str, Any], operator: Operator, **more: str) -> Listing:
+    """Return the list of the pages with these filters, and more of its parameters.
+
+    Raises:
+        CommandError: if a filter has a value that makes no sense.
+    """
+    given = {"status": options.get("status"), **{name: options.get(f"filter_{name}") for _o, name, _i in _options()}}
+    user: Any = operator
+    found = Listing.of({**{name: value for name, value in given.items() if value}, **more}, user)
+    if not found.filter.form.is_valid():
+        names = {parameter: name for name, parameter, _item in _options()}
+        errors = found.filter.form.errors.items()
+        raise misused(
+            " ".join(
+                f"--{names.get(name, f'{name}-after or -before')}: {' '.join(map(str, problems))}"
+                for name, problems in errors
+            )
+        )
+    return found
+
+
+def record_named(name: str) -> TaskRecord:
+    """Return the record of a task, for its name or the beginning of it.
+
+    Raises:
+        CommandError: if there is none, or several begin so.
+    """
+    records = TaskRecord.objects.all()
+    if (exact := records.filter(task_name=name).first()) is not None:
+        return exact
+    found = list(records.filter(task_name__startswith=name).order_by("pk")[:2]) if len(name) >= LEAST_PREFIX else []
+    if not found:
+        raise failed(f"There is no task {name}.")
+    if len(found) > 1:
+        raise failed(f"The names of several tasks begin with {name}. Give more of it.")
+    return found[0]
