@@ -31,6 +31,6 @@ class DashboardAsyncManager(AsyncManager):
         """Write events of one task into the history, in the transaction that makes the change."""
         history.record_events(task_name, events)
 
-    def record_failed_hook(self, what: str, manager_class: type[Any], task_name: str, error: BaseException) -> None:
-        """Write into the history that a hook of a manager raised an error."""
-        history.record_failed_hook(what, manager_class, task_name, error)
+    def record_failed_hook(self, what: str, owner: Any, task_name: str, error: BaseException) -> None:
+        """Write into the history that a hook of a manager class, or a receiver of a signal, raised an error."""
+        history.record_failed_hook(what, owner, task_name, error)

@@ -1,15 +1,92 @@
 """Signals for code that does not subclass a manager.
 
-They are sent in the process that made the change, after it was committed, with ``send_robust``: an error of a receiver
-is logged and harms nothing.
+They are sent for the tasks that managers launch, in the process that made the change, after it was committed.
+``sender`` is the class of the manager. Each signal has these arguments:
+
+- ``task_name``: the task.
+- ``event``: the name of the lifecycle event, such as ``"fail"``.
+- ``attempt``: the number of the attempt; None where the event is not that of an attempt.
+- ``payload``: what a manager's ``async_task_lifecycle`` gets.
+
+What a receiver raises is logged with its traceback, shown on the timeline of the task, and harms nothing. In a worker
+the receivers are called by a thread of their own, as hooks are.
 """
 
 from __future__ import annotations
 
 from django.dispatch import Signal
 
-#: A worker began a task. Arguments: ``task_name``, ``attempt``.
+__all__ = [
+    "task_cancelled",
+    "task_cleaned",
+    "task_completed",
+    "task_created",
+    "task_dismissed",
+    "task_event",
+    "task_failed",
+    "task_finished",
+    "task_paused",
+    "task_progress",
+    "task_reopened",
+    "task_resumed",
+    "task_retried",
+    "task_started",
+]
+
+#: Any lifecycle event, those without a signal of their own among them.
+task_event = Signal()
+
+#: A task was launched. The payload has ``func``, ``label``, ``user``, ``task_args``, ``task_kwargs`` and
+#: ``affected_objects``.
+task_created = Signal()
+
+#: A worker began an attempt. The payload has ``worker_host`` and ``worker_pid``.
 task_started = Signal()
 
-#: A task ended. Arguments: ``task_name``, ``event`` (``complete``, ``fail`` or ``cancel``).
+#: A task has told how far it is. The payload has ``message``, ``current`` and ``total``.
+task_progress = Signal()
+
+#: A task has completed. The payload has ``result``.
+task_completed = Signal()
+
+#: A task has failed for good. The payload has ``error``, ``exception_class``, ``traceback`` and ``reason``.
+task_failed = Signal()
+
+#: A task was cancelled and has ended. The payload has ``actor``.
+task_cancelled = Signal()
+
+#: A task has ended in any of these ways, once for each task: ``event`` is ``complete``, ``fail`` or ``cancel``.
 task_finished = Signal()
+
+#: Somebody has retried an ended task, whose new name is ``new_task_name`` in the payload; or an attempt has failed and
+#: the task waits for its automatic retry: then ``postponed`` is True and ``next_run_at`` the time.
+task_retried = Signal()
+
+#: A task was paused. The payload has ``actor``.
+task_paused = Signal()
+
+#: A paused task was queued again. The payload has ``actor``.
+task_resumed = Signal()
+
+#: The locks of an ended task are released. The payload has ``reason`` and ``conflict_lock_keys``, their number.
+task_cleaned = Signal()
+
+#: A failure was settled without a retry, or is open again. The payload has ``actor``.
+task_dismissed = Signal()
+task_reopened = Signal()
+
+#: The signal of each event that has one of its own.
+BY_EVENT = {
+    "create": task_created,
+    "start": task_started,
+    "progress": task_progress,
+    "complete": task_completed,
+    "fail": task_failed,
+    "cancel": task_cancelled,
+    "retry": task_retried,
+    "pause": task_paused,
+    "resume": task_resumed,
+    "cleanup": task_cleaned,
+    "dismiss": task_dismissed,
+    "reopen": task_reopened,
+}

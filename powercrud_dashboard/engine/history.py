@@ -90,9 +90,9 @@ def _are_outcomes_updated(task_name: str, payload: Payload) -> bool:
     return TaskObject.objects.all().update_outcome(task_name, outcomes[0])
 
 
-def record_failed_hook(what: str, manager_class: type[Any], task_name: str, error: BaseException) -> None:
-    """Write that a hook of a manager class raised this error."""
-    path = f"{manager_class.__module__}.{manager_class.__qualname__}"
+def record_failed_hook(what: str, owner: Any, task_name: str, error: BaseException) -> None:
+    """Write that a hook of this manager class, or this receiver of a signal, raised an error."""
+    path = f"{owner.__module__}.{owner.__qualname__}"
     facts = {
         "message": error_text(_FAILED_HOOK(what=what, path=path, error=error_summary(error)), MESSAGE),
         "traceback": traceback_text(error, error.__traceback__),

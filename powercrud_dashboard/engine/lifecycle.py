@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from django.db import transaction
+from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext_noop
 
@@ -25,7 +26,7 @@ from powercrud_dashboard.models.database import (
 )
 from powercrud_dashboard.models.statuses import GIVEN_UP
 from powercrud_dashboard.q2 import queue
-from powercrud_dashboard.signals import task_finished
+from powercrud_dashboard.signals import BY_EVENT, task_event, task_finished
 
 logger = logging.getLogger(__name__)
 
@@ -168,27 +169,66 @@ def record(manager: LifecycleManager, task_name: str, events: Sequence[Event], *
 
 
 def call_hooks(manager: LifecycleManager, task_name: str, events: Sequence[Event]) -> None:
-    """Call the manager's lifecycle hook for events, without recording them."""
-    if not manager.has_lifecycle_hook:
-        return
-    recorder = registry.recorder_for(manager)
+    """Call the manager's lifecycle hook for events, and send their signals, without recording them."""
+    has_hook = manager.has_lifecycle_hook
+    recorder = registry.recorder_for(manager) if has_hook else None
     for event, payload in events:
         if event == "lines":
             # Of the log, which may have thousands.
             continue
+        heard = [signal for signal in (BY_EVENT.get(event), task_event) if signal and _has_receivers(signal, manager)]
+        if not (has_hook or heard):
+            continue
         payload.setdefault("timestamp", timezone.now())
-        hook_payload = _for_hook(event, payload)
-        _deliver_after_commit(event, partial(_call_hook, manager, recorder, event, task_name, hook_payload))
+        facts = _with_common_keys(event, payload)
+        if has_hook:
+            # The manager need not record the event itself.
+            hook_payload = {**facts, "recorded": True}
+            _deliver_after_commit(event, partial(_call_hook, manager, recorder, event, task_name, hook_payload))
+        for signal in heard:
+            _send_after_commit(signal, manager, event, task_name, facts)
 
 
-def _for_hook(event: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Return the payload with the common keys, for a manager that need not record the event itself."""
+def _with_common_keys(event: str, payload: dict[str, Any]) -> dict[str, Any]:
     is_queued_again = payload.get("postponed") or payload.get("requeued")
     status = _STATUS.get(event, TaskStatus.PENDING if is_queued_again else None)
     common = dict.fromkeys(COMMON_KEYS) | {"status": status.value if status else None}
     if event == "progress":
         common["progress_payload"] = payload.get("message")
-    return {**common, **payload, "recorded": True}
+    return {**common, **payload}
+
+
+def _has_receivers(signal: Signal, manager: LifecycleManager) -> bool:
+    # The list is looked at first, as it takes no lock.
+    return bool(signal.receivers) and signal.has_listeners(type(manager))
+
+
+def _send_after_commit(
+    signal: Signal, manager: LifecycleManager, event: str, task_name: str, payload: dict[str, Any]
+) -> None:
+    send = partial(_send, signal, manager, event, task_name, payload)
+    # Also if the transaction is the caller's: receivers are to hear of nothing that is rolled back.
+    transaction.on_commit(partial(_deliver_later, event, send), using=coordination_db())
+
+
+def _send(signal: Signal, manager: LifecycleManager, event: str, task_name: str, payload: dict[str, Any]) -> None:
+    answers: list[tuple[Any, Any]] = []
+    try:
+        with contained():
+            answers = signal.send_robust(
+                type(manager), task_name=task_name, event=event, attempt=payload.get("attempt"), payload=payload
+            )
+    except HOOK_ERRORS:
+        # Such as sys.exit(), which is no Exception.
+        logger.exception("A receiver of the signal for %r of task %s failed", event, task_name)
+    recorder = None
+    for receiver, error in answers:
+        if isinstance(error, Exception):
+            # Django has logged it.
+            recorder = recorder or registry.recorder_for(manager)
+            if recorder is not None:
+                culprit = receiver if hasattr(receiver, "__qualname__") else type(receiver)
+                _record_failed_hook(recorder, f"{event} receiver", culprit, task_name, error)
 
 
 def _record(recorder: Any, task_name: str, events: Sequence[Event]) -> None:
@@ -229,7 +269,7 @@ def _call_hook(manager: LifecycleManager, recorder: Any, event: str, task_name: 
     except HOOK_ERRORS as error:
         logger.exception("The lifecycle hook of %s failed at %r of task %s", type(manager).__name__, event, task_name)
         if recorder is not None:
-            _record_failed_hook(recorder, f"{event} hook", manager, task_name, error)
+            _record_failed_hook(recorder, f"{event} hook", type(manager), task_name, error)
 
 
 def _call_completion_hook(manager: LifecycleManager, active: ActiveTask, event: str, payload: dict[str, Any]) -> None:
@@ -244,7 +284,7 @@ def _call_completion_hook(manager: LifecycleManager, active: ActiveTask, event: 
         logger.exception("handle_task_completion of %s failed for task %s", type(manager).__name__, name)
         recorder = registry.recorder_for(manager)
         if recorder is not None:
-            _record_failed_hook(recorder, "handle_task_completion", manager, name, error)
+            _record_failed_hook(recorder, "handle_task_completion", type(manager), name, error)
 
 
 def _savepoint_in_callers_transaction() -> Any:
@@ -253,12 +293,10 @@ def _savepoint_in_callers_transaction() -> Any:
     return transaction.atomic(using=coordination_db()) if in_callers_transaction() else nullcontext()
 
 
-def _record_failed_hook(
-    recorder: Any, what: str, manager: LifecycleManager, task_name: str, error: BaseException
-) -> None:
+def _record_failed_hook(recorder: Any, what: str, culprit: Any, task_name: str, error: BaseException) -> None:
     try:
         with transaction.atomic(using=coordination_db()):
-            recorder.record_failed_hook(what, type(manager), task_name, error)
+            recorder.record_failed_hook(what, culprit, task_name, error)
     except Exception:
         logger.exception("The failed hook of task %s could not be recorded", task_name)
 
@@ -400,10 +438,8 @@ def _tell_of_end(
     call_hooks(manager, active.task_name, events)
     if manager.has_completion_hook:
         _deliver_after_commit("completion", partial(_call_completion_hook, manager, active, event, payload))
-    transaction.on_commit(
-        lambda: task_finished.send_robust(sender=type(manager), task_name=active.task_name, event=event),
-        using=coordination_db(),
-    )
+    if _has_receivers(task_finished, manager):
+        _send_after_commit(task_finished, manager, event, active.task_name, _with_common_keys(event, payload))
 
 
 def start_payload(active: ActiveTask, **facts: Any) -> dict[str, Any]:

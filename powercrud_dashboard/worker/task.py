@@ -42,7 +42,6 @@ from powercrud_dashboard.models.database import (
     savepoints_in_open_transactions,
 )
 from powercrud_dashboard.q2 import queue
-from powercrud_dashboard.signals import task_started
 from powercrud_dashboard.text import LONG, describe, error_summary, error_text, traceback_text
 from powercrud_dashboard.worker import heartbeat, hooks
 from powercrud_dashboard.worker.connection import worker_connection
@@ -217,7 +216,6 @@ class _Run:
         }
         self._unrecorded_start = [("start", payload)]
         lifecycle.call_hooks(manager, active.task_name, self._unrecorded_start)
-        task_started.send_robust(sender=type(manager), task_name=active.task_name, attempt=active.attempt)
         return active
 
     # The function

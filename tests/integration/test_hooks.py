@@ -7,7 +7,7 @@ import pytest
 from powercrud_dashboard.models import ActiveTask, ConflictLock, WorkerProcess
 from tests.services import wait_until
 from tests.testapp import tasks
-from tests.testapp.managers import BlockedManager, ForkingManager, RaisingManager
+from tests.testapp.managers import BlockedManager, ForkingManager, HeardManager, RaisingManager
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
 
@@ -35,6 +35,15 @@ def test_a_hook_that_raises_is_shown_and_loses_nothing(cluster, record_of):
     for name in names:
         assert record_of(name).status == "success"
         wait_until(lambda name=name: record_of(name).events.filter(event="hook_error").count() == 4, "all are told")
+
+
+def test_receivers_of_signals_are_called_by_the_thread_of_the_hooks(cluster, record_of):
+    name = HeardManager().launch_async_task(tasks.add, 1)
+    wait_until(lambda: record_of(name).events.filter(event="hook_error").exists(), "it is told")
+    event = record_of(name).events.get(event="hook_error")
+    assert event.message.endswith("managers.refuse failed: RuntimeError: in powercrud-dashboard-hooks")
+    wait_until(lambda: record_of(name).is_finished, "the task has ended")
+    assert record_of(name).status == "success"
 
 
 def test_a_child_that_a_hook_forks_is_no_second_worker(cluster, record_of, tmp_path):

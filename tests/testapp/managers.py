@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from django.dispatch import receiver
+
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.signals import task_started
 
 
 class BlockedManager(DashboardAsyncManager):
@@ -21,6 +25,15 @@ class BlockedManager(DashboardAsyncManager):
 class RaisingManager(DashboardAsyncManager):
     def async_task_lifecycle(self, event: str, task_name: str, **payload: Any) -> None:
         raise RuntimeError(f"no {event} for you")
+
+
+class HeardManager(DashboardAsyncManager):
+    """There is a receiver for the starts of its tasks."""
+
+
+@receiver(task_started, sender=HeardManager)
+def refuse(task_name: str, **kwargs: Any) -> None:
+    raise RuntimeError(f"in {threading.current_thread().name}")
 
 
 class ForkingManager(DashboardAsyncManager):

@@ -13,7 +13,6 @@ from django.db.backends.signals import connection_created
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from powercrud_dashboard import signals
 from powercrud_dashboard.async_context import get_current_task, task_context, track
 from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
@@ -187,23 +186,6 @@ def test_removing_an_active_task_by_hand_releases_it(manager, record_of):
     assert not manager.remove_active_task(name)
     assert not ConflictLock.objects.exists()
     assert record_of(name).status == "cancelled"
-
-
-@pytest.mark.django_db(transaction=True)
-def test_signals_tell_those_who_must_listen(manager):
-    heard = []
-
-    def listen(signal, **facts):
-        heard.append((facts["task_name"], facts.get("event", "started")))
-
-    signals.task_started.connect(listen)
-    signals.task_finished.connect(listen)
-    try:
-        name = manager.launch_async_task(ADD, 1, sync=True)
-    finally:
-        signals.task_started.disconnect(listen)
-        signals.task_finished.disconnect(listen)
-    assert heard == [(name, "started"), (name, "complete")]
 
 
 def test_results_of_every_kind_are_kept(manager, record_of):
