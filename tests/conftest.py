@@ -16,6 +16,7 @@ from django.core.cache import cache
 from django.test import Client
 from django_q.brokers import get_broker
 
+from powercrud_dashboard.dashboard.estimates import forget_run_times
 from powercrud_dashboard.dashboard.snapshots import snapshots
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.models import TaskRecord
@@ -54,6 +55,7 @@ def django_db_modify_db_settings() -> Iterator[None]:
 def _empty_cache() -> None:
     cache.clear()
     snapshots.clear()
+    forget_run_times()
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping
 from datetime import timedelta
+from functools import lru_cache
 
 from django.db.models import F, Window
 from django.db.models.functions import RowNumber
@@ -18,6 +20,26 @@ ROWS = 24
 RECENT = timedelta(days=60)
 #: Fewer runs tell nothing.
 MIN_RUNS = 3
+#: Seconds for which a process keeps what it has read for the task list.
+KEPT_FOR = 60
+
+
+def kept_run_times(host: str, functions: Collection[str]) -> Mapping[str, timedelta]:
+    """Return :func:`usual_run_times`, of up to a minute ago.
+
+    ``host`` is the request's: projects with tenants choose their database or schema by it.
+    """
+    return _kept(host, frozenset(functions), time.time() // KEPT_FOR)
+
+
+@lru_cache(maxsize=100)
+def _kept(host: str, functions: frozenset[str], minute: float) -> Mapping[str, timedelta]:
+    return usual_run_times(functions)
+
+
+def forget_run_times() -> None:
+    """Have the next list read them again."""
+    _kept.cache_clear()
 
 
 def usual_run_times(functions: Collection[str]) -> dict[str, timedelta]:

@@ -360,6 +360,10 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         """Whether a filter is active or invalid that can't be chosen elsewhere on the page."""
         return bool(self.form.errors) or any(name not in ("q", "resolution") for name in self._active())
 
+    @property
+    def is_active(self) -> bool:
+        return bool(self._active())
+
     def chips(self) -> list[Chip]:
         """Return the active filters, each with the URL that removes it."""
         return [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -39,20 +39,20 @@ def duration(value: timedelta | Marked | None) -> str:
     seconds = max(0, int(value.total_seconds()))
     if seconds < 1:
         return _("under 1 s")
-    return " ".join(_units(seconds)[:2])
+    return " ".join(islice(_units(seconds), 2))
 
 
 _UNITS = {"d": gettext_lazy("d"), "h": gettext_lazy("h"), "min": gettext_lazy("min"), "s": gettext_lazy("s")}
 
 
-def _units(seconds: int) -> list[str]:
-    """Return the units that a duration consists of, the largest first."""
+def _units(seconds: int) -> Iterator[str]:
+    """Yield the units that a duration consists of, the largest first."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
     # No line break between a number and its unit.
-    return [f"{number}\N{NO-BREAK SPACE}{_UNITS[unit]}" for number, unit in parts if number]
+    return (f"{number}\N{NO-BREAK SPACE}{_UNITS[unit]}" for number, unit in parts if number)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def relative_time(at: datetime, now: datetime) -> str:
     seconds = round((now - at).total_seconds())
     if not seconds:
         return _("just now")
-    time = _units(abs(seconds))[0]
+    time = next(_units(abs(seconds)))
     return _("%(time)s ago") % {"time": time} if seconds > 0 else _("in %(time)s") % {"time": time}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from django.http import QueryDict
 from django.utils.formats import number_format
 from django.utils.functional import cached_property
 
+from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES, TaskFilter
 from powercrud_dashboard.dashboard.keyset import Order, Page, Section, page_of
 from powercrud_dashboard.dashboard.statuses import TABS, WAITING
 from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.history import TaskRecordQuerySet
+from powercrud_dashboard.models.prepared import values_of
 from powercrud_dashboard.models.statuses import UNFINISHED
 
 if TYPE_CHECKING:
@@ -56,16 +58,16 @@ class CappedCount(Subquery):
     output_field = IntegerField()
 
 
-def capped_counts(querysets: Mapping[str, QuerySet[TaskRecord, Any]]) -> dict[str, Count]:
-    """Count the rows of each queryset up to the cap, in one query."""
-    if not querysets:
+def capped_counts(
+    names: Sequence[str], rows: Callable[[str], QuerySet[TaskRecord, Any]], *kept_as: Hashable
+) -> dict[str, Count]:
+    """Count the rows of the queryset of each name up to the cap, in one query, kept as by :func:`values_of`."""
+    if not names:
         return {}
-    counts = [CappedCount(queryset[: CAP + 1]) for queryset in querysets.values()]
-    # Select the counts together with one row. Without a row, every count is 0.
-    row = TaskRecord.objects.order_by("-created_at", "-pk").values_list(*counts)[:1]
-    numbers: tuple[int | None, ...] = next(iter(row), (0,) * len(counts))
+    kept_as = (*kept_as, CAP) if kept_as else ()
+    numbers = values_of(lambda: [CappedCount(rows(name)[: CAP + 1]) for name in names], *kept_as)
     # Django omits empty querysets from the query, so their count is None.
-    return {name: Count.capped(number or 0, CAP) for name, number in zip(querysets, numbers, strict=True)}
+    return {name: Count.capped(number or 0, CAP) for name, number in zip(names, numbers, strict=True)}
 
 
 def counts_among_first(records: QuerySet[TaskRecord], conditions: Mapping[str, Q]) -> tuple[dict[str, Count], Count]:
@@ -182,13 +184,13 @@ class Listing:
         """The number of tasks on each tab, by its name; "" is the total."""
         # A task that waits has not ended.
         cannot_wait = self.filter.filters_end_time or self.filter.filters_run_time
-        waiting = {} if cannot_wait else {WAITING.name: self._waiting()}
+        waiting = [] if cannot_wait else [WAITING.name]
         counts = {WAITING.name: Count(0)}
         if self.filter.is_indexed_by_status:
-            by_status = {status: self.countable(status) for status in TaskStatus.values}
             # Settled failures are on no tab but that of all tasks.
-            counts.update(capped_counts({**by_status, **waiting, "": self.countable(TaskStatus.FAILED, ALL_FAILURES)}))
-            others = (counts[status] for status in by_status if status != TaskStatus.FAILED)
+            kept_as = ("tabs",) if self._shows_all else ()
+            counts.update(capped_counts([*TaskStatus.values, *waiting, ""], self._counted, *kept_as))
+            others = (counts[status] for status in TaskStatus.values if status != TaskStatus.FAILED)
             total = sum(others, counts[""])
         else:
             conditions = {status: Q(status=status) for status in TaskStatus.values}
@@ -198,12 +200,17 @@ class Listing:
             among_first, total = counts_among_first(matching, conditions)
             # Mostly there are none, which takes less work to find out.
             if waiting and not ActiveTask.objects.waiting().exists():
-                waiting = {}
-            counts.update({**among_first, **(capped_counts(waiting) if waiting else {})})
+                waiting = []
+            counts.update({**among_first, **capped_counts(waiting, self._counted)})
         queued = counts[TaskStatus.PENDING]
         # Cheaper than to look for those that do not wait: they are counted from an index alone.
         left = max(0, queued.number - counts[WAITING.name].number)
         return {**counts, TaskStatus.PENDING: Count(left, queued.is_capped), "": total}
+
+    @property
+    def open_failures(self) -> Count | None:
+        """The number of all open failures, if their tab shows it."""
+        return self.counts[TaskStatus.FAILED] if self._shows_all else None
 
     @cached_property
     def functions(self) -> list[tuple[str, int]]:
@@ -211,9 +218,17 @@ class Listing:
         first = self.order.apply(self.matching()).values_list("func", flat=True)[:MAX_SORTED_BY_KIND]
         return Counter(first).most_common(MAX_KINDS)
 
-    def _waiting(self) -> QuerySet[TaskRecord, Any]:
-        """Return one column of the tasks that wait for a retry, in no order if they are searched for words."""
-        return self.filter.matching(WAITING.name, count_order=self._index_order).values_list("pk")
+    def _counted(self, name: str) -> QuerySet[TaskRecord, Any]:
+        """Return one column of the tasks that are counted under this name."""
+        if name == WAITING.name:
+            # In no order if they are searched for words.
+            return self.filter.matching(name, count_order=self._index_order).values_list("pk")
+        return self.countable(name) if name else self.countable(TaskStatus.FAILED, ALL_FAILURES)
+
+    @property
+    def _shows_all(self) -> bool:
+        """Whether nothing is left out: there is no filter, and the user may see all tasks."""
+        return not self.filter.is_active and access.has_permission(self._user, "view_taskrecord")
 
     @cached_property
     def is_bounded(self) -> bool:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
-from django.db.models import OuterRef
+from django.db.models import F, OuterRef, Q
 from django.utils.formats import localize
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard.estimates import usual_run_times
+from powercrud_dashboard.dashboard.estimates import kept_run_times, usual_run_times
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CappedCount, Count
 from powercrud_dashboard.engine.processes import idle_heartbeat_interval
 from powercrud_dashboard.engine.progress import Progress, newest
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.q2 import queue
@@ -183,22 +185,51 @@ def live_tasks(
         records: the records; those of ended tasks are left out.
         start_interval: returns the time from the start of one task of a queue to that of the next.
     """
-    functions = {record.task_name: record.func for record in records if not record.is_finished}
-    names = list(functions)
-    if not names:
-        return {}
+    functions = _unfinished(records)
+    return _live(_rows(Q(task_name__in=functions)), functions, start_interval, usual_run_times) if functions else {}
+
+
+def live_list(
+    records: Collection[TaskRecord], start_interval: Callable[[str], timedelta | None] | None, host: str
+) -> tuple[dict[str, LiveTask], str]:
+    """Return what :func:`live_tasks` does, and the version of the running tasks; "" if none of the records runs.
+
+    ``host`` is that of the request, for which run times may have been read already.
+    """
+    functions = _unfinished(records)
+    if not functions:
+        return {}, ""
+    has_running = any(record.status == TaskStatus.IN_PROGRESS for record in records)
+    shown = Q(task_name__in=functions)
+    rows = _rows(shown | _WATCHED if has_running else shown)
+    running = [row for row in rows if row.worker_id is not None]
+    version = _version_of(sorted(running, key=attrgetter("pk"))[:MAX_WATCHED_TASKS]) if has_running else ""
+    of_records = [row for row in rows if row.task_name in functions]
+    return _live(of_records, functions, start_interval, partial(kept_run_times, host)), version
+
+
+def _unfinished(records: Iterable[TaskRecord]) -> dict[str, str]:
+    """Return the functions of the unfinished records by task name."""
+    return {record.task_name: record.func for record in records if not record.is_finished}
+
+
+def _rows(which: Q) -> list[Any]:
     locks = ConflictLock.objects.filter(active_task=OuterRef("pk")).values("pk")
-    rows: list[Any] = list(
-        ActiveTask.objects.tasks()
-        .filter(task_name__in=names)
-        .select_related("worker")
-        .annotate(lock_count=CappedCount(locks[: MAX_LOCKS + 1]), read_at=Now())
-    )
+    tasks = ActiveTask.objects.tasks().filter(which).select_related("worker")
+    return list(tasks.annotate(lock_count=CappedCount(locks[: MAX_LOCKS + 1]), read_at=Now(), beats=_BEATS))
+
+
+def _live(
+    rows: list[Any],
+    functions: Mapping[str, str],
+    start_interval: Callable[[str], timedelta | None] | None,
+    usual_times: Callable[[set[str]], Mapping[str, timedelta]],
+) -> dict[str, LiveTask]:
     progress = newest(rows)
     has_queued = any(row.state == ActiveTaskState.PENDING for row in rows)
     positions = queue_positions() if has_queued else {}
     untold = {functions[row.task_name] for row in rows if row.started_at and not progress[row.task_name].total}
-    usual = usual_run_times(untold)
+    usual = usual_times(untold)
     return {
         row.task_name: LiveTask(
             row,
@@ -226,17 +257,27 @@ def queue_positions() -> dict[str, int]:
 
 def running_version() -> str:
     """Return a hash that changes whenever the displayed state of a running task changes."""
-    rows = list(ActiveTask.objects.running().select_related("worker").order_by("pk")[:MAX_WATCHED_TASKS])
+    rows: Any = ActiveTask.objects.filter(_WATCHED).annotate(beats=_BEATS).order_by("pk")
+    return _version_of(list(rows.values_list(*_STATE, named=True)[:MAX_WATCHED_TASKS]))
+
+
+#: The running tasks that other processes can see, by an index.
+_WATCHED = Q(worker__isnull=False)
+_BEATS = F("worker__beats")
+#: What the version of a running task depends on.
+_STATE = (
+    *("pk", "attempt", "beats", "cancel_requested_at", "pause_requested_at"),
+    *("task_name", "progress_message", "progress_current", "progress_total", "progress_at"),
+)
+
+
+def _version_of(rows: list[Any]) -> str:
     progress = newest(rows)
     state = [
-        (row.pk, row.attempt, row.worker and row.worker.beats, *_requests_of(row), progress[row.task_name])
+        (row.pk, row.attempt, row.beats, row.cancel_requested_at, row.pause_requested_at, progress[row.task_name])
         for row in rows
     ]
     return hashlib.blake2s(repr(state).encode(), digest_size=8).hexdigest()
-
-
-def _requests_of(row: ActiveTask) -> tuple[datetime | None, datetime | None]:
-    return row.cancel_requested_at, row.pause_requested_at
 
 
 def max_heartbeat_age() -> float:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from django.db.models import (
-    Count as CountOf,
-)
-from django.db.models import DateTimeField, DurationField, Exists, Max, Min, OuterRef, Q, Subquery
-from django.utils import timezone
+from django.db.models import DurationField, Exists, OuterRef, Subquery, Value
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -22,6 +19,8 @@ from powercrud_dashboard.dashboard.listing import CAP, CappedCount, Count
 from powercrud_dashboard.dashboard.live import max_heartbeat_age
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import Now
+from powercrud_dashboard.models.pausing import Pause
+from powercrud_dashboard.models.prepared import values_of
 from powercrud_dashboard.q2 import queue
 
 #: Arrivals are counted in three periods of this length, and the middle one counts: a click that launches a thousand
@@ -32,6 +31,8 @@ PERIODS = 3
 MAX_RATE = 5_000
 #: The run times of so many tasks that ended last tell how long a task takes.
 SAMPLE = 200
+#: Of so many tasks that have waited longest, one that no worker takes is looked for.
+LOOKED_THROUGH = 1_000
 #: A free worker takes a queued task within this time.
 SOON = timedelta(minutes=1)
 
@@ -50,8 +51,7 @@ class Pulse:
     #: Queued tasks that a worker may take now: not those that wait for a retry, are paused or planned for later.
     waiting: Count
     oldest_wait: timedelta | None
-    #: Tasks that wait in queues for which no worker runs, and the name of one of these queues.
-    unserved: int
+    #: A queue in which tasks wait though no worker runs for it; "" if there is none.
     unserved_queue: str
     #: Workers that send heartbeats, and those of them that run a task, by queue.
     workers_by_queue: dict[str, int]
@@ -64,17 +64,17 @@ class Pulse:
     #: How long the last tasks ran, on average; None if none has ended in the last quarter of an hour.
     run_time: timedelta | None
     open_failures: Count
+    #: Whether a queue or a function is paused.
+    has_pauses: bool
 
     @classmethod
-    def now(cls) -> Pulse:
-        """Read it, in three queries."""
+    def now(cls, open_failures: Count | None = None) -> Pulse:
+        """Read it, in two queries. ``open_failures`` is their number if it is known already."""
         workers = _workers()
-        waiting, rates = _waiting(set(workers)), _rates()
         return cls(
             workers_by_queue={name: number for name, (number, _busy) in workers.items()},
             busy=sum(busy for _number, busy in workers.values()),
-            **waiting,
-            **rates,
+            **_queue_and_rates(set(workers), open_failures),
         )
 
     @property
@@ -100,7 +100,7 @@ class Pulse:
     def _verdict(self) -> tuple[str, str]:
         if not self.workers:
             return "bad", _("No worker runs")
-        if self.unserved:
+        if self.unserved_queue:
             return "bad", _("No worker runs for the queue %(queue)s") % {"queue": self.unserved_queue}
         if not self.waiting.number:
             return ("ok", _("Keeping up")) if self.busy else ("quiet", _("Idle"))
@@ -143,49 +143,48 @@ def _workers() -> dict[str, tuple[int, int]]:
     return found
 
 
-def _waiting(served: set[str]) -> dict[str, Any]:
-    names = served | {""} if queue.current_cluster() in served else served
-    is_unserved = ~Q(cluster__in=names)
-    oldest = ActiveTask.objects.ready().filter(missing_since=None).order_by("queued_at").values("queued_at", "cluster")
-    found = oldest[: CAP + 1].aggregate(
-        number=CountOf("queued_at"),
-        since=Min("queued_at"),
-        now=Max(Now(), output_field=DateTimeField()),
-        unserved=CountOf("queued_at", filter=is_unserved),
-        queue=Min("cluster", filter=is_unserved),
+def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
+    names = frozenset(served | {""} if queue.current_cluster() in served else served)
+    counts_failures = open_failures is None
+    number, since, read_at, unserved_queue, ends, run_time, failures, has_pauses, *arrivals = values_of(
+        lambda: _expressions(names, counts_failures), "pulse", names, counts_failures, CAP
     )
-    return {
-        "waiting": Count.capped(found["number"], CAP),
-        "oldest_wait": max(found["now"] - found["since"], timedelta()) if found["since"] else None,
-        "unserved": found["unserved"],
-        "unserved_queue": found["queue"] or queue.current_cluster(),
-    }
-
-
-def _rates() -> dict[str, Any]:
-    now = timezone.now()
-    ended = TaskRecord.objects.order_by("-finished_at")
-    long_ago = now - PERIODS * PERIOD
-    ran = ended.filter(finished_at__gte=long_ago, started_at__isnull=False).values("run_time")[:SAMPLE]
-    failed = TaskRecord.objects.open_failures().order_by("-finished_at").values("pk")
-    row = TaskRecord.objects.order_by("-created_at", "-pk").values_list(
-        *(_number_in("created_at", now - period * PERIOD) for period in range(PERIODS)),
-        _number_in("finished_at", now),
-        _MeanOf(ran),
-        CappedCount(failed[: CAP + 1]),
-    )
-    *arrivals, ends, run_time, failures = next(iter(row[:1]), (0, 0, 0, 0, None, 0))
     minutes = PERIOD / timedelta(minutes=1)
     return {
+        "waiting": Count.capped(number, CAP),
+        "oldest_wait": max(read_at - since, timedelta()) if since else None,
+        "unserved_queue": "" if unserved_queue is None else unserved_queue or queue.current_cluster(),
         "arriving": arrivals[0] / minutes,
         "ending": ends / minutes,
         "steadily_arriving": statistics.median(arrivals) / minutes,
         "run_time": run_time,
-        "open_failures": Count.capped(failures, CAP),
+        "open_failures": open_failures or Count.capped(failures, CAP),
+        "has_pauses": bool(has_pauses),
     }
 
 
-def _number_in(column: str, until: datetime) -> CappedCount:
-    """Return the number of records with a time in the period before this moment, as an expression."""
-    within = {f"{column}__gt": until - PERIOD, f"{column}__lte": until}
+def _expressions(served: Collection[str], counts_failures: bool) -> list[Any]:
+    waiting = ActiveTask.objects.ready().filter(missing_since=None).order_by("queued_at")
+    # Tasks that nobody takes are soon the oldest.
+    oldest = waiting.filter(pk__in=waiting.values("pk")[:LOOKED_THROUGH])
+    unserved = oldest.exclude(cluster__in=served)
+    ended = TaskRecord.objects.order_by("-finished_at")
+    ran = ended.filter(finished_at__gte=Now() - PERIODS * PERIOD, started_at__isnull=False).values("run_time")
+    failed = TaskRecord.objects.open_failures().order_by("-finished_at").values("pk")
+    return [
+        CappedCount(waiting.values("queued_at")[: CAP + 1]),
+        Subquery(waiting.values("queued_at")[:1]),
+        Now(),
+        Subquery(unserved.values("cluster")[:1]),
+        _number_in("finished_at"),
+        _MeanOf(ran[:SAMPLE]),
+        CappedCount(failed[: CAP + 1]) if counts_failures else Value(0),
+        Exists(Pause.objects.all()),
+        *(_number_in("created_at", period * PERIOD) for period in range(PERIODS)),
+    ]
+
+
+def _number_in(column: str, ago: timedelta = timedelta()) -> CappedCount:
+    """Return the number of records with a time in the period that ended so long ago, as an expression."""
+    within = {f"{column}__gt": Now() - (ago + PERIOD), f"{column}__lte": Now() - ago}
     return CappedCount(TaskRecord.objects.filter(**within).order_by(f"-{column}").values(column)[: MAX_RATE + 1])

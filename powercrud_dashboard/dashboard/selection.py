@@ -367,4 +367,4 @@ _RUN_AGAIN = BULK_ACTIONS["run_again"]
 
 def _number_of(querysets: list[TaskRecordQuerySet]) -> Count:
     counted = {str(number): records.order_by("pk").values_list("pk") for number, records in enumerate(querysets)}
-    return sum(capped_counts(counted).values(), NONE) if counted else NONE
+    return sum(capped_counts(list(counted), counted.__getitem__).values(), NONE)

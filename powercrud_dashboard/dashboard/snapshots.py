@@ -14,9 +14,8 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.keyset import Page
 from powercrud_dashboard.dashboard.listing import Listing
-from powercrud_dashboard.dashboard.live import LiveTask, live_tasks, no_cluster_runs, running_version
+from powercrud_dashboard.dashboard.live import LiveTask, live_list, no_cluster_runs
 from powercrud_dashboard.dashboard.pulse import Pulse
-from powercrud_dashboard.models import TaskStatus
 from powercrud_dashboard.models.database import coordination_db
 
 if TYPE_CHECKING:
@@ -49,23 +48,33 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, listing: Listing, user: User, newest_event: str, pauses: Iterable[Pause], held: Sequence[str] = ()
+        cls,
+        listing: Listing,
+        user: User,
+        host: str,
+        *,
+        newest_event: str,
+        pauses: Iterable[Pause],
+        held: Sequence[str] = (),
     ) -> Snapshot:
-        """Read what a list shows, of the records with the ``held`` keys if there are any."""
+        """Read what a list shows, of the records with the ``held`` keys if there are any.
+
+        ``host`` is that of the request, and ``pauses`` are read if there are any.
+        """
         page = listing.page(app_settings.DASHBOARD_PAGE_SIZE)
         if held:
             # Selected rows keep their positions.
             page = Page(listing.of_keys(held), page.previous_cursor, page.next_cursor)
+        pulse = Pulse.now(listing.open_failures) if access.has_permission(user, "view_taskrecord") else None
         # The state of the tasks is in their events, but for how far they are.
-        running = running_version() if any(it.status == TaskStatus.IN_PROGRESS for it in page.records) else ""
-        pulse = Pulse.now() if access.has_permission(user, "view_taskrecord") else None
+        live, running = live_list(page.records, pulse.start_interval if pulse else None, host)
         return cls(
             listing,
             page,
-            live_tasks(page.records, pulse.start_interval if pulse else None),
+            live,
             pulse,
             not pulse.workers if pulse else no_cluster_runs(),
-            list(pauses),
+            list(pauses) if pulse is None or pulse.has_pauses else [],
             newest_event,
             running,
         )

@@ -33,7 +33,7 @@ from powercrud_dashboard.dashboard.views.task import (
     RunNowView,
     TaskView,
 )
-from powercrud_dashboard.dashboard.views.tasks import BulkActionView, RefreshIntervalView, TaskListView
+from powercrud_dashboard.dashboard.views.tasks import BulkActionView, RefreshIntervalView, SuggestionsView, TaskListView
 
 
 class NameConverter(StringConverter):
@@ -65,6 +65,7 @@ def dashboard_urls(
         ("failures/", FailuresView, "failures"),
         ("insights/", InsightsView, "insights"),
         ("function/", FunctionView, "function"),
+        ("suggestions/", SuggestionsView, "suggestions"),
         ("refresh/", RefreshIntervalView, "refresh"),
         ("tray/", TrayView, "tray"),
         ("tray/seen/", SeenView, "seen"),

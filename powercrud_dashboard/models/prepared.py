@@ -2,12 +2,13 @@
 
 Django takes several times as long to write a short statement as the database takes to execute it, and it does so
 while a transaction is open that others wait for. The statements of every launch and every task are prepared for that
-reason. What each of them gains is in the documentation, on the page about performance.
+reason. What each of them gains is in the documentation, on the page about performance. So are those of the task list,
+which many people refresh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,8 +17,10 @@ from django.db import connections, models, router, transaction
 from django.db.models import Expression
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.signals import post_save, pre_save
-from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
+from django.db.models.sql import DeleteQuery, InsertQuery, Query, UpdateQuery
 from django.utils.functional import cached_property
+
+from powercrud_dashboard.models.database import coordination_db
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -65,6 +68,34 @@ class _Statement:
             for convert in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection)):
                 values[position] = convert(values[position], column, connection)
         return values
+
+
+def values_of(expressions: Callable[[], Iterable[Any]], *kept_as: Hashable) -> list[Any]:
+    """Return the values of expressions such as subqueries, which belong to no row of a table, in one query.
+
+    Args:
+        expressions: returns them.
+        *kept_as: tells them from all others, if they are the same each time: then they are asked for once.
+    """
+    using = coordination_db()
+    connection = connections[using]
+    key = (using, *kept_as)
+    if (statement := _selects.get(key)) is None:
+        query = Query(None)
+        for number, expression in enumerate(expressions()):
+            query.add_annotation(expression, f"value{number}")
+        compiler = query.get_compiler(using)
+        sql, params = compiler.as_sql()
+        columns = tuple(column for column, *_sql in compiler.select)
+        statement = _Statement(sql, params, columns, tuple(compiler.get_converters(columns)))
+        if kept_as:
+            _selects[key] = statement
+    with connection.cursor() as cursor:
+        cursor.execute(statement.sql, statement.params)
+        return statement.read(cursor.fetchone(), connection)
+
+
+_selects: dict[tuple[Hashable, ...], _Statement] = {}
 
 
 class _Prepared(Generic[Row]):

@@ -101,7 +101,7 @@ def panel_lines(user: User) -> list[PanelLine]:
     waiting = f"status={WAITING.name}"
     listings = {query: (Listing(QueryDict(query), user), str(status)) for _label, status, query in LINES}
     listings[waiting] = (Listing(QueryDict(waiting), user), WAITING.name)
-    counts = capped_counts({query: listing.countable(status) for query, (listing, status) in listings.items()})
+    counts = capped_counts(list(listings), lambda query: listings[query][0].countable(listings[query][1]))
     queued = f"status={TaskStatus.PENDING}"
     # Among the queued ones are those that wait for a retry.
     counts[queued] = Count(max(0, counts[queued].number - counts[waiting].number), counts[queued].is_capped)

@@ -162,6 +162,15 @@ def test_r_refreshes_at_once_even_where_nothing_refreshes_itself(page, manager):
     expect(page.get_by_label("Select Newcomer")).to_be_checked()
 
 
+def test_filters_suggest_once_somebody_uses_them(page, manager):
+    manager.launch_async_task(tasks.add, 1)
+    page.goto(LIST)
+    suggestion = page.locator('#pcrud-functions option[value="tests.testapp.tasks.add"]')
+    expect(suggestion).to_have_count(0)
+    page.get_by_text("More filters").click()
+    expect(suggestion).to_have_count(1)
+
+
 def test_a_task_is_cancelled_from_its_row(page, manager, record_of):
     name = manager.launch_async_task(tasks.add, 1, label="Wrong one")
     page.goto(f"{LIST}?status=pending")

@@ -121,10 +121,16 @@ def test_a_task_that_completed_with_errors_and_own_tasks_are_found(boss, three, 
 
 
 def test_filters_suggest_what_there_is(boss, three):
-    page = boss.get(LIST).content.decode()
+    assert f'hx-get="{LIST}suggestions/"' in boss.get(LIST).content.decode()
+    suggestions = boss.get(f"{LIST}suggestions/", headers={"HX-Request": "true"}).content.decode()
     for suggestion in ("tests.testapp.tasks.fail", "builtins.ValueError", "testapp.project"):
-        assert f'<option value="{suggestion}"></option>' in page
-    assert "<datalist" not in boss.get(LIST, headers={"HX-Request": "true"}).content.decode()
+        assert f'<option value="{suggestion}"></option>' in suggestions
+
+
+def test_filters_suggest_to_nobody_what_they_may_not_see(client_of, make_user, three):
+    suggestions = client_of(make_user("nobody")).get(f"{LIST}suggestions/").content.decode()
+    assert "<datalist" in suggestions
+    assert "<option" not in suggestions
 
 
 def test_empty_fields_do_not_stay_in_the_address(boss, three):

@@ -56,9 +56,9 @@ def test_no_view_looks_at_all_records(client_of, superuser, monkeypatch, address
     client = client_of(superuser)
     response, queries, heaviest, plan = work.of_request(lambda: client.get(LIST + address))
     assert response.status_code == 200
-    # With words: those of the list, what the planner expects, suggestions, and objects of this name.
+    # With words: those of the list, what the planner expects, whether a task waits, and objects of this name.
     has_words = any(f"{name}=" in address for name in ("q", "task", "user", "model", "function"))
-    assert queries <= (19 if has_words else 15)
+    assert queries <= (14 if has_words else 10)
     assert heaviest <= BOUND, plan
 
 

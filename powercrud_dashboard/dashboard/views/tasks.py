@@ -7,15 +7,17 @@ from operator import attrgetter
 from typing import Any
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin.models import DELETION, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
+from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 from django.views.generic.base import TemplateResponseMixin
 
 from powercrud_dashboard.dashboard import access
@@ -95,14 +97,15 @@ class TaskListView(RefreshingPageView):
     @cached_property
     def _snapshot(self) -> Snapshot:
         """What the list shows. A refresh may have what was read for that of somebody else."""
-        listing, user = Listing(self.request.GET, self.request.user), self.request.user
-        if self.held_keys:
-            return Snapshot.take(listing, user, self._newest_event, self.pauses()["pauses"], self.held_keys)
-        key = key_of(listing, user, self.request.get_host())
-        found = snapshots.get(key, self._newest_event) if self.is_partial_request else None
+        listing, user, host = Listing(self.request.GET, self.request.user), self.request.user, self.request.get_host()
+        key = key_of(listing, user, host)
+        may_be_shared = self.is_partial_request and not self.held_keys
+        found = snapshots.get(key, self._newest_event) if may_be_shared else None
         if found is None:
-            found = Snapshot.take(listing, user, self._newest_event, self.pauses()["pauses"])
-            snapshots.add(key, found)
+            state = {"newest_event": self._newest_event, "pauses": self.pauses()["pauses"]}
+            found = Snapshot.take(listing, user, host, **state, held=self.held_keys)
+            if not self.held_keys:
+                snapshots.add(key, found)
         return found
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -136,8 +139,7 @@ class TaskListView(RefreshingPageView):
             tabs=self._tabs(),
             table=table,
             page=page,
-            filter=listing.filter,
-            status=listing.status,
+            filters="" if self.is_partial_request else self._filters(),
             bulk_actions=[action for action in actions if action.is_offered(listing)],
             # Where the list is narrowed down, all of it can be meant.
             actions_for_all=[action for action in actions if action.is_offered(listing) and action.name != "delete"]
@@ -157,8 +159,6 @@ class TaskListView(RefreshingPageView):
             version=self._version(flags, snapshot.newest_event, snapshot.running),
             pulse=pulse,
             no_cluster_runs=snapshot.no_cluster_runs,
-            suggestions=self._suggestions(),
-            found_objects=self._found_objects(),
             kinds=self._kinds(),
             **kwargs,
         )
@@ -202,22 +202,24 @@ class TaskListView(RefreshingPageView):
         labels = {**dict(Resolution.choices), ALL_FAILURES: _("All")}
         return [(value, label, value == self.listing.resolution) for value, label in labels.items()]
 
-    def _suggestions(self) -> dict[str, list[str]]:
-        """Return suggestions for the filters, by the id of the ``<datalist>``."""
-        if self.is_partial_request:
-            return {}
-        visible = TaskRecord.objects.visible_to(self.request.user)
-        sees_all = access.has_permission(self.request.user, "view_taskrecord")
-        return {
-            "pcrud-models": sorted({row_label(model) for model in self.site._registry}) if sees_all else [],
-            "pcrud-functions": recent_functions(visible),
-            "pcrud-error-classes": recent_error_classes(visible),
-        }
+    def _filters(self) -> str:
+        """Return the form with the filters as HTML. A process keeps it for lists without any, as most are."""
+        url = self.url("suggestions")
+        key = get_language(), self.listing.status, url
+        if not self.listing.filter.is_active and (kept := _empty_forms.get(key)):
+            return kept
+        context = {"filter": self.listing.filter, "status": self.listing.status, "suggestions_url": url}
+        html = render_to_string(
+            "powercrud_dashboard/tasks/_filters.html", {**context, "found_objects": self._found_objects()}
+        )
+        if not (self.listing.filter.is_active or settings.DEBUG):
+            _empty_forms[key] = html
+        return html
 
     def _found_objects(self) -> list[tuple[str, str]]:
         """Return the names of objects that the search finds, each with the URL of the list of its tasks."""
         text, user = self.request.GET.get("q", ""), self.request.user
-        if self.is_partial_request or not text:
+        if not text:
             return []
         entries = TaskObject.objects.all()
         if not access.has_permission(user, "view_taskrecord"):
@@ -242,6 +244,27 @@ class TaskListView(RefreshingPageView):
             query["function"] = func
             kinds.append(Kind(func, count, f"?{query.urlencode()}"))
         return kinds
+
+
+#: The forms with no filter set, by language, tab, and URL of the suggestions.
+_empty_forms: dict[tuple[str, str, str], str] = {}
+
+
+class SuggestionsView(TemplateResponseMixin, DashboardView):
+    """Suggestions for the filters, which the list requests when somebody begins to use them."""
+
+    template_name = "powercrud_dashboard/tasks/_suggestions.html"
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        visible = TaskRecord.objects.visible_to(request.user)
+        sees_all = access.has_permission(request.user, "view_taskrecord")
+        models = {row_label(model) for model in self.site._registry} if sees_all else set()
+        suggestions = {
+            "pcrud-models": sorted(models),
+            "pcrud-functions": recent_functions(visible),
+            "pcrud-error-classes": recent_error_classes(visible),
+        }
+        return self.render_to_response({"suggestions": suggestions})
 
 
 _UNFINISHED, _RUNNING, _HOLDS_ROWS = "q", "r", "h"
