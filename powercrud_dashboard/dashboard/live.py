@@ -18,7 +18,7 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.estimates import kept_run_times, usual_run_times
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CappedCount, Count
-from powercrud_dashboard.engine.processes import idle_heartbeat_interval
+from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.engine.progress import Progress, newest
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.coordination import ActiveTaskState
@@ -278,11 +278,6 @@ def _version_of(rows: list[Any]) -> str:
         for row in rows
     ]
     return hashlib.blake2s(repr(state).encode(), digest_size=8).hexdigest()
-
-
-def max_heartbeat_age() -> float:
-    """Return the seconds after which the heartbeat of a process is overdue."""
-    return app_settings.DASHBOARD_HEARTBEAT_TIMEOUT + idle_heartbeat_interval()
 
 
 def no_cluster_runs() -> bool:

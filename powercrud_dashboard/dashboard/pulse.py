@@ -16,7 +16,7 @@ from django.utils.translation import ngettext
 
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CAP, CappedCount, Count
-from powercrud_dashboard.dashboard.live import max_heartbeat_age
+from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.pausing import Pause

@@ -42,6 +42,8 @@ RECORDING_MAY_TAKE = 60
 SILENT_AFTER = 7 * 24 * 60 * 60
 #: Tasks that a summary names, of those cleaned and those skipped: django-q2 stores the summary of each scheduled pass.
 NAMED_TASKS = 100
+#: How long an ended test of the cluster can be looked at.
+TESTS_ARE_KEPT = timedelta(hours=1)
 #: Records deleted in one transaction, so that a launch never waits long for it.
 DELETED_AT_ONCE = 250
 
@@ -91,6 +93,7 @@ class Cleanup:
             self._expire_reservations,
             self._close_abandoned_records,
             self._delete_silent_records,
+            self._delete_old_tests,
             self._delete_orphaned_locks,
             self._count_ended,
             self._prune_history,
@@ -269,6 +272,11 @@ class Cleanup:
         while batch := list(silent.filter(pk__gt=after)[:DELETED_AT_ONCE]):
             self._summary.pruned_records += len(batch) - len(delete_records(batch))
             after = batch[-1]
+
+    def _delete_old_tests(self) -> None:
+        tests = TaskRecord.objects.tests_of_the_cluster().finished()
+        old = list(tests.filter(finished_at__lt=Now() - TESTS_ARE_KEPT).values_list("pk", flat=True)[:DELETED_AT_ONCE])
+        self._summary.pruned_records += len(old) if self._dry_run else len(old) - len(delete_records(old))
 
     def _delete_orphaned_locks(self) -> None:
         orphaned = ConflictLock.objects.all().orphaned()

@@ -41,6 +41,11 @@ def idle_heartbeat_interval() -> float:
     return min(IDLE_HEARTBEAT_INTERVAL, app_settings.DASHBOARD_HEARTBEAT_TIMEOUT / 3)
 
 
+def max_heartbeat_age() -> float:
+    """Return the seconds after which the heartbeat of a process is overdue."""
+    return app_settings.DASHBOARD_HEARTBEAT_TIMEOUT + idle_heartbeat_interval()
+
+
 class ThisProcess:
     """The row of the process that this code runs in."""
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 CORRECTED_WITHIN = timedelta(minutes=10)
 
 
+#: The group of tests of the cluster. They are no work: statistics leave them out, and cleanup deletes them.
+TEST_GROUP = "pcrud-test"
+
+
 class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
     def queued(self) -> TaskRecordQuerySet:
         return self.filter(status=TaskStatus.PENDING)
@@ -145,7 +149,11 @@ class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
 
     def uncounted(self) -> TaskRecordQuerySet:
         """Ended records that the statistics do not include yet."""
-        return self.filter(is_counted=False, finished_at__isnull=False)
+        return self.filter(is_counted=False, finished_at__isnull=False).exclude(group=TEST_GROUP)
+
+    def tests_of_the_cluster(self) -> TaskRecordQuerySet:
+        # The second condition is that of a partial index, which SQLite uses only if the query repeats it.
+        return self.filter(group=TEST_GROUP).exclude(group="")
 
     def inferred_failures(self) -> TaskRecordQuerySet:
         """Failed records of tasks that were given up; their workers may still report how they really ended."""

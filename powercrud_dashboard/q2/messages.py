@@ -118,6 +118,10 @@ class MessageQueue(ABC):
         """Return the message with this key, if it is still in the queue."""
 
     @abstractmethod
+    def of_task(self, task_name: str, receipt: str) -> Message | None:
+        """Return the message of this task, if it is in the queue."""
+
+    @abstractmethod
     def delete(self, message: Message) -> bool:
         """Delete a message that no cluster has taken. Return whether it was there."""
 
@@ -149,6 +153,10 @@ class _OrmQueue(MessageQueue):
         except (ValueError, OverflowError):
             return None
         return _of_row(row, timezone.now()) if row is not None and _digest(row.payload) == digest else None
+
+    def of_task(self, task_name: str, receipt: str) -> Message | None:
+        row = self._rows.filter(pk=receipt).first() if receipt else None
+        return _of_row(row, timezone.now()) if row is not None else None
 
     def delete(self, message: Message) -> bool:
         return bool(self._untaken(message)._raw_delete(self._alias))
@@ -215,6 +223,9 @@ class _RedisQueue(MessageQueue):
 
     def find(self, key: str) -> Message | None:
         return next((message for message in self._all() if message.key == key), None)
+
+    def of_task(self, task_name: str, receipt: str) -> Message | None:
+        return next((message for message in self._all() if message.name == task_name), None)
 
     def _all(self) -> Iterator[Message]:
         at_once = 500

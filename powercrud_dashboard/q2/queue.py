@@ -280,6 +280,11 @@ def finished_task(task_name: str) -> Task | None:
     return Task.objects.filter(name=storable(str(task_name))).first()
 
 
+def forget_finished(task_name: str) -> None:
+    """Delete django-q2's own row of a finished task."""
+    Task.objects.filter(name=storable(str(task_name))).delete()
+
+
 def as_finished_task(task_name: str, *, success: bool, result: Any, started: datetime | None) -> Task:
     """Return an unsaved row in the form of django-q2's own, for ``handle_task_completion``."""
     now = timezone.now()

@@ -18,8 +18,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.dashboard import access
-from powercrud_dashboard.dashboard.live import max_heartbeat_age, no_cluster_runs
+from powercrud_dashboard.dashboard.live import no_cluster_runs
 from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPageView
+from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind

@@ -1,0 +1,95 @@
+"""Test the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import timedelta
+from typing import Any
+
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.engine import smoke
+from powercrud_dashboard.exceptions import EnqueueError
+from powercrud_dashboard.management.pcrud.base import Subcommand, add_user_argument, failed, misused, operator
+from powercrud_dashboard.management.pcrud.console import Console
+from powercrud_dashboard.models import TaskRecord
+
+#: Seconds to wait by default, and between two looks.
+TIMEOUT, LOOK = 30.0, 0.05
+
+
+class Test(Subcommand):
+    name = "test"
+    help = "Test the cluster with a real task, and say at which step it stops."
+    details = "The task and its record are deleted afterwards."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--cluster", default="", metavar="NAME", help="The cluster (queue). Default: the usual.")
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=TIMEOUT,
+            metavar="SECONDS",
+            help=f"How long to wait for the end of the test. Default: {TIMEOUT:g}.",
+        )
+        add_user_argument(parser)
+
+    def handle(self, console: Console, options: dict[str, Any]) -> None:
+        if not options["timeout"] > 0:
+            raise misused("--timeout is a number of seconds above 0.")
+        began = time.monotonic()
+        try:
+            name = smoke.start(AsyncManager.resolve_manager(), options["cluster"], operator(options).actor)
+        except (smoke.NotTestable, EnqueueError, ValueError) as error:
+            self._print_not_launched(console, options["cluster"], str(error))
+            raise failed(f"Not launched: {error}") from error
+        try:
+            report = self._wait(console, name, began, options["timeout"])
+        finally:
+            smoke.forget(name)
+        console.document(self._document(report))
+        if (stopped := report.next_step) is not None:
+            raise failed(f"Not passed within {options['timeout']:g} s: {_told(stopped)}\n{report.advice}".strip())
+        console.line(f"The cluster works ({report.place}).", console.style.SUCCESS)
+
+    def _wait(self, console: Console, name: str, began: float, timeout: float) -> smoke.Report:
+        """Return the report of the end of the test, or of the end of the time. Steps are printed as they are done."""
+        launch_took = timedelta(seconds=time.monotonic() - began)
+        printed = 0
+        while True:
+            record = TaskRecord.objects.get(task_name=name)
+            report = smoke.report(record, launch_took)
+            for step in report.steps[printed:]:
+                if not step.is_done:
+                    break
+                printed += 1
+                took = "" if step.milliseconds is None else f"{step.milliseconds:g} ms"
+                console.line(f"{took:>12}  {step.label}")
+            if report.has_ended or time.monotonic() - began > timeout:
+                return report
+            time.sleep(LOOK)
+
+    @staticmethod
+    def _document(report: smoke.Report) -> dict[str, Any]:
+        stopped = report.next_step
+        return {
+            "passed": report.has_passed,
+            "cluster": report.cluster,
+            "steps": [
+                {"step": step.name, "done": step.is_done, "milliseconds": step.milliseconds} for step in report.steps
+            ],
+            "stopped_at": stopped.name if stopped else None,
+            "place": report.place,
+            "advice": str(report.advice),
+        }
+
+    @staticmethod
+    def _print_not_launched(console: Console, cluster: str, error: str) -> None:
+        steps = [{"step": name, "done": False, "milliseconds": None} for name in smoke.STEPS]
+        console.document(
+            {"passed": False, "cluster": cluster, "steps": steps, "stopped_at": smoke.LAUNCHED, "advice": error}
+        )
+
+
+def _told(step: smoke.Step) -> str:
+    return f"it stops before “{step.label}”."
