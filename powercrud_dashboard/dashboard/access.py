@@ -100,6 +100,11 @@ def may_change_messages(user: User, action: str) -> bool:
     return user.is_active and user.has_perm(f"django_q.{action}_ormq")
 
 
+def may_test_clusters(user: User) -> bool:
+    """Return whether the user may run a task that tests a cluster: who may run others again."""
+    return has_permission(user, "retry_taskrecord")
+
+
 def may_cancel(user: User, record: TaskRecord) -> bool:
     return not record.is_finished and has_permission_for(user, "cancel_taskrecord", record)
 

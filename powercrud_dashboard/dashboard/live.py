@@ -14,7 +14,6 @@ from typing import Any
 from django.db.models import F, OuterRef, Q
 from django.utils.formats import localize
 
-from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.estimates import kept_run_times, usual_run_times
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CappedCount, Count

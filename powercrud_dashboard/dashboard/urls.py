@@ -21,6 +21,7 @@ from powercrud_dashboard.dashboard.views.log import LogView
 from powercrud_dashboard.dashboard.views.notices import NotificationsView, SeenView, TrayView
 from powercrud_dashboard.dashboard.views.pauses import PauseQueueView, PauseTaskView, ResumeQueueView, ResumeTaskView
 from powercrud_dashboard.dashboard.views.queue import DeleteMessageView, QueueView, RunNextView
+from powercrud_dashboard.dashboard.views.smoke import StartTestView, TestReportView
 from powercrud_dashboard.dashboard.views.task import (
     CancelTaskView,
     DismissView,
@@ -76,6 +77,8 @@ def dashboard_urls(
         ("cluster/queue/", QueueView, "queue"),
         ("cluster/queue/<pcrud_name:queue>/<str:key>/delete/", DeleteMessageView, "delete_message"),
         ("cluster/queue/<pcrud_name:queue>/<str:key>/run-next/", RunNextView, "run_next"),
+        ("cluster/test/<pcrud_name:queue>/", StartTestView, "start_test"),
+        ("cluster/test/<int:pk>/report/", TestReportView, "test_report"),
         ("cluster/pause/", PauseQueueView, "pause_queue"),
         ("cluster/resume/", ResumeQueueView, "resume_queue"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),

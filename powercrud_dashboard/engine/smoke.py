@@ -30,6 +30,9 @@ LABEL = gettext_noop("Test of the cluster")
 #: How long a step may take before it is said why it may not come to its end.
 USUAL = timedelta(seconds=3)
 
+#: How long nobody else's test deletes one: somebody may look at it.
+LOOKED_AT = timedelta(minutes=2)
+
 LAUNCHED, TAKEN, RAN, RECORDED, SAVED = "launched", "taken", "ran", "recorded", "saved"
 STEPS = {
     LAUNCHED: _("Launched: recorded, and handed to the broker"),
@@ -102,7 +105,7 @@ def report_from_worker() -> dict[str, Any]:
 
 
 def start(manager: Launcher, cluster: str, actor: Any) -> str:
-    """Launch a test in this queue ("" for the default one) and return the task's name. Earlier tests are deleted.
+    """Launch a test in this queue ("" for the default one) and return the task's name. Old tests are deleted.
 
     Raises:
         NotTestable: if tasks run in this process, or no history is kept.
@@ -114,7 +117,8 @@ def start(manager: Launcher, cluster: str, actor: Any) -> str:
         )
     if app_settings.DASHBOARD_RECORDER is None:
         raise NotTestable(_("DASHBOARD_RECORDER is None: without a history nothing tells how far a test comes."))
-    for name in TaskRecord.objects.tests_of_the_cluster().values_list("task_name", flat=True):
+    old = TaskRecord.objects.tests_of_the_cluster().filter(created_at__lt=database_now() - LOOKED_AT)
+    for name in old.values_list("task_name", flat=True):
         forget(name)
     # A name, not the user: nobody is notified of it.
     who = clean_text(actor, SHORT)

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.management import call_command
 from django.db import OperationalError, connection
 from django_q.models import OrmQ, Task
 
@@ -419,3 +420,15 @@ def test_a_worker_connects_for_the_functions_of_its_tasks_and_not_for_its_own_wr
     # What a worker opens for its first task is for all.
     grown = {later - earlier for made in by_worker.values() for earlier, later in pairwise(made)}
     assert grown == {each}
+
+
+def test_the_cluster_is_tested_with_a_real_task(cluster, boss, capsys):
+    call_command("pcrud", "test", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["passed"], found["stopped_at"], found["advice"]) == (True, None, "")
+    assert all(step["done"] for step in found["steps"])
+    assert all(step["milliseconds"] >= 0 for step in found["steps"][:4])
+    assert not TaskRecord.objects.filter(group="pcrud-test").exists()
+    name = django_settings.Q_CLUSTER["name"]
+    address = boss.post(f"/admin/powercrud_dashboard/taskrecord/cluster/test/{name}/")["Location"]
+    wait_until(lambda: "The cluster works." in boss.get(address).content.decode(), "the test has passed")

@@ -15,6 +15,7 @@ from django_q.brokers import get_broker
 from django_q.models import Schedule
 
 from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
+from powercrud_dashboard.engine import smoke
 from powercrud_dashboard.engine.files import keep_result
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from powercrud_dashboard.q2.messages import open_queue
@@ -86,6 +87,8 @@ ACCESS = {
         ("get", "post"), needs=("view_taskrecord", "cancel_taskrecord"), about=("", QUEUE, "message")
     ),
     "run_next": Row(("post",), needs=("view_taskrecord", "retry_taskrecord"), about=("", QUEUE, "message")),
+    "start_test": Row(("post",), needs=("view_taskrecord", "retry_taskrecord"), about=("", QUEUE)),
+    "test_report": Row(("get",), needs=("view_taskrecord",), about=("smoke",)),
     "schedule": Row(("post",), needs=("view_taskrecord", "change_schedule"), about=("schedule", "run")),
 }
 #: The other rows of the bulk page: an action of its own for each permission.
@@ -116,6 +119,7 @@ def things(manager, record_of, make_user) -> dict[str, Any]:
     manager.pause_task("paused")
     manager.launch_async_task(tasks.add, 1, user=owner, task_key="queued", conflict_ids={"testapp.Project": {1}})
     manager.launch_async_task(tasks.add, 1, user=owner, group="trio")
+    smoke.start(manager, "", "somebody")
     kept = keep_result("ended", "names.csv", "text/csv", [b"a"])
     schedule = Schedule.objects.create(func="tests.testapp.tasks.add", args="1", next_run=timezone.now())
     return {
@@ -124,6 +128,7 @@ def things(manager, record_of, make_user) -> dict[str, Any]:
         "lock": ConflictLock.objects.get().pk,
         "schedule": schedule.pk,
         "file": kept.pk,
+        "smoke": TaskRecord.objects.get(group="pcrud-test").pk,
         "message": next(item.key for item in open_queue(QUEUE).slice(0, 10) if item.name == "queued"),
     }
 

@@ -59,6 +59,7 @@ READ_ONLY = (
     "locks/",
     "cluster/",
     "queue/",
+    "report/",
     "insights/",
     "function/",
     "trio/",
@@ -108,6 +109,7 @@ def addresses(boss, manager, record_of) -> list[str]:
         URL_NAME.format("release"): [1],
         URL_NAME.format("delete_message"): ["default", "1.a"],
         URL_NAME.format("run_next"): ["default", "1.a"],
+        URL_NAME.format("start_test"): ["default"],
         URL_NAME.format("schedule"): [1, "run"],
     }
     with_a_task = {str(pattern.name) for pattern in dashboard_urls() if "pk" in pattern.pattern.converters}

@@ -12,7 +12,7 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import F, Min
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -25,6 +25,7 @@ from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind
 from powercrud_dashboard.q2 import queue, schedules
+from powercrud_dashboard.q2.queue import QueueState
 from powercrud_dashboard.q2.schedules import ScheduleState
 
 #: Clocks that differ by more than this from the database's are named.
@@ -52,6 +53,15 @@ class ProcessRow:
     def is_silent(self) -> bool:
         """Whether heartbeats are overdue. Only a process with a task is declared lost."""
         return self.heartbeat_age.total_seconds() > max_heartbeat_age()
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A queue, the URL of its messages, and the one that starts a test of its cluster; "" for who may not."""
+
+    state: QueueState
+    url: str
+    test_url: str
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,7 @@ class ClusterView(RefreshingPageView):
                 if abs(offset) > CLOCK_TOLERANCE
             ],
             no_cluster_runs=no_cluster_runs(),
-            queues=queue.queue_states(),
-            queue_url=self.url("queue"),
+            queues=[self._queue(state) for state in queue.queue_states()],
             held_count=ActiveTask.objects.all().held().count(),
             pause_kinds=PauseKind.choices,
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
@@ -103,6 +112,13 @@ class ClusterView(RefreshingPageView):
             schedules=[self._schedule(state) for state in schedules.schedule_states()],
             **kwargs,
         )
+
+    def _queue(self, state: QueueState) -> QueueRow:
+        query = QueryDict(mutable=True)
+        query["queue"] = state.name
+        may_test = access.may_test_clusters(self.request.user)
+        test_url = self.url("start_test", state.name) if may_test else ""
+        return QueueRow(state, f"{self.url('queue')}?{query.urlencode()}", test_url)
 
     def _schedule(self, state: ScheduleState) -> ScheduleRow:
         if not access.may_change_schedules(self.request.user):

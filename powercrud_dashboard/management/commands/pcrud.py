@@ -13,13 +13,14 @@ from powercrud_dashboard.management.pcrud.console import Console
 from powercrud_dashboard.management.pcrud.locks import Locks, Release
 from powercrud_dashboard.management.pcrud.pausing import Pause, Resume
 from powercrud_dashboard.management.pcrud.show import Show
+from powercrud_dashboard.management.pcrud.smoke import Test
 from powercrud_dashboard.management.pcrud.stats import Stats
 from powercrud_dashboard.management.pcrud.tasks import Tasks
 
 #: In the order of the help.
 SUBCOMMANDS: dict[str, Subcommand] = {
     subcommand.name: subcommand
-    for subcommand in (Tasks(), Show(), Retry(), Cancel(), Pause(), Resume(), Locks(), Release(), Stats())
+    for subcommand in (Tasks(), Show(), Retry(), Cancel(), Pause(), Resume(), Locks(), Release(), Stats(), Test())
 }
 
 EXIT_CODES = "Exit codes: 0 done, 1 something failed or was refused, 2 wrong arguments."
