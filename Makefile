@@ -18,6 +18,7 @@ help:
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
 	@echo "make messages     the catalogues, after a change of texts"
+	@echo "make docs         the documentation as a site, in build/docs"
 	@echo "make reference    the pages of the documentation that are made from the code"
 	@echo "make screenshots  the documentation's pictures"
 
@@ -92,7 +93,13 @@ powercrud:
 	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud tests/powercrud $(ARGS)
 	$(POWERCRUD)/bin/pytest --numprocesses 2 --dist worksteal --ds tests.settings.powercrud_postgresql tests/powercrud $(ARGS)
 
-# The pages about settings, checks and URLs, anew, after a change of these.
+# The site. Warnings are errors: links that lead nowhere, pages that no list names, names that do not exist.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --doctree-dir build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+# The pages about settings, checks, URLs and templates, anew, after a change of these.
 reference: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python docs/generate.py
 

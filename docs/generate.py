@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from inspect import getdoc
+from inspect import getdoc, getsource
 from pathlib import Path
 
 import django
@@ -22,7 +22,13 @@ PACKAGE = DOCS.parent / "powercrud_dashboard"
 
 def pages() -> dict[str, str]:
     """Return the text of each page that is made from the code, by the name of its file."""
-    return {"settings.md": settings_page(), "checks.md": checks_page(), "urls.md": urls_page()}
+    return {
+        "settings.md": settings_page(),
+        "checks.md": checks_page(),
+        "urls.md": urls_page(),
+        "templates.md": templates_page(),
+        "fields.md": fields_page(),
+    }
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -57,8 +63,9 @@ def settings_page() -> str:
 
     defaults = Settings()
     rows = []
+    comments = _comments(Settings)
     for field in dataclasses.fields(Settings):
-        meaning = as_markdown(_comments(PACKAGE / "conf.py")[field.name])
+        meaning = as_markdown(comments[field.name])
         if field.name in MINIMUMS:
             meaning += f" At least {MINIMUMS[field.name]}."
         default = getattr(defaults, field.name)
@@ -80,13 +87,13 @@ POWERCRUD_SETTINGS = {{
 """
 
 
-def _comments(path: Path) -> dict[str, str]:
+def _comments(of: type) -> dict[str, str]:
     """Return the comments above the attributes of a class."""
     found, comment = {}, []
-    for line in path.read_text().splitlines():
+    for line in getsource(of).splitlines():
         if marked := re.match(r"    #: (.*)", line):
             comment.append(marked[1])
-        elif comment and (attribute := re.match(r"    (\w+):", line)):
+        elif comment and (attribute := re.match(r"    (\w+)(?::| =)", line)):
             found[attribute[1]] = " ".join(comment)
             comment = []
         else:
@@ -197,6 +204,72 @@ The progress endpoint is `async_progress` in the namespace `powercrud`, see [Pag
 
 def _first_line(text: str | None) -> str:
     return (text or "").partition("\n\n")[0]
+
+
+# Models
+
+
+def fields_page() -> str:
+    from django.db.models import Model
+
+    from powercrud_dashboard import models
+
+    described = []
+    for model in (item for name in models.__all__ if issubclass(item := getattr(models, name), Model)):
+        comments = _comments(model)
+        rows = []
+        for field in model._meta.concrete_fields:
+            name = str(field.verbose_name)
+            meaning = as_markdown(comments.get(field.name, f"{name[:1].upper()}{name[1:]}."))
+            if field.choices:
+                meaning += f" One of {', '.join(f'`{value}`' for value, _label in field.choices)}."
+            rows.append((f"`{field.name}`", field.get_internal_type(), meaning))
+        about = as_markdown(_first_line(getdoc(model)))
+        described.append(f"## {model.__name__}\n\n{about}\n\n{table(('field', 'type', 'meaning'), *rows)}")
+    return (
+        "# Fields of the models\n\nWhat each model is for is said under [Models](models.md).\n\n"
+        + "\n\n".join(described)
+        + "\n"
+    )
+
+
+# Templates
+
+#: The tags for templates of a project; the others are for the package's own.
+PUBLIC_TAGS = ("task_panel", "task_tray")
+
+
+def templates_page() -> str:
+    from powercrud_dashboard.templatetags.powercrud_dashboard import register
+
+    tags = [(f"`{{% {name} %}}`", as_markdown(_first_line(getdoc(register.tags[name])))) for name in PUBLIC_TAGS]
+    folder = DOCS.parent / "templates" / "powercrud_dashboard"
+    rows = []
+    for path in sorted(folder.rglob("*.*")):
+        source = path.read_text()
+        parent = re.search(r"{% extends (.+?) %}", source)
+        if not path.name.startswith("_") and (parent or path.parent.name == "mail"):
+            blocks = ", ".join(f"`{name}`" for name in re.findall(r"{% block (\w+) %}", source))
+            extends = f"`{parent[1].strip(chr(34))}`" if parent else ""
+            rows.append((f"`{path.relative_to(folder)}`", extends, blocks))
+    return f"""# Templates
+
+## Tags
+
+Load them with `{{% load powercrud_dashboard %}}`.
+
+{table(("tag", "what it shows"), *tags)}
+
+## Blocks
+
+To change a page, put a file of the same name into a template folder of your project that comes before the package's.
+The names are below `powercrud_dashboard/`. A page has the blocks of the templates that it extends as well. `pcrud_base`
+is the template that the admin would have used without this package.
+
+{table(("template", "extends", "blocks that it fills or adds"), *rows)}
+
+Templates whose names begin with `_` are parts of the pages. They, and the CSS classes, may change in any release.
+"""
 
 
 if __name__ == "__main__":
