@@ -17,6 +17,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from powercrud_dashboard import log_records
 from powercrud_dashboard.engine import lifecycle, locks, logs, progress, registry
 from powercrud_dashboard.engine.logs import Logged, TimelineLine, lines_event
 from powercrud_dashboard.engine.pace import Limit, Pace
@@ -76,6 +77,8 @@ class TaskContext:
         """
         self.task_name = task_name
         self._attempt = attempt
+        #: What the project's own log tells of the task.
+        self.in_records = log_records.RunningTask(task_name, attempt=attempt)
         #: The manager that it was launched by, and the dotted path of that manager's class.
         self.manager = manager
         self.manager_class_path: str = manager.manager_class_path
@@ -369,12 +372,6 @@ class TaskContext:
             self.check_cancelled()
 
 
-def by_database(at: datetime | None) -> datetime:
-    """Return a time of just now that the database has told, more exactly if the clock of this host agrees with it."""
-    now = timezone.now()
-    return now if at is None or abs(now - at) < SAME_CLOCK else at
-
-
 def _never() -> bool:
     return False
 
@@ -478,6 +475,8 @@ def task_context(task_name: str, manager_class_path: str | None = None) -> Itera
     else:
         manager = registry.resolve_manager(manager_class_path, task.manager_config if task else None)
     context = TaskContext(task_name, manager, writes_at_once=True)
+    known = TaskRecord.objects.filter(task_name=task_name).values_list("func", "label", "user_label").first()
+    context.in_records = log_records.RunningTask(str(task_name), *(known or ()))
     try:
         with running_task(context):
             yield context
@@ -489,8 +488,10 @@ def task_context(task_name: str, manager_class_path: str | None = None) -> Itera
 def running_task(context: TaskContext) -> Iterator[TaskContext]:
     """Make ``context`` the current task while its function runs, and collect what that logs."""
     token = _current_task.set(context)
+    in_records = log_records.running_task.set(context.in_records)
     try:
         with logs.captured(context.captured_log):
             yield context
     finally:
+        log_records.running_task.reset(in_records)
         _current_task.reset(token)

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -34,7 +35,7 @@ from powercrud_dashboard.models import ActiveTask, FailureReason, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction, write_transaction
 from powercrud_dashboard.q2 import queue
-from powercrud_dashboard.text import LONG, KeptText, error_summary, error_text
+from powercrud_dashboard.text import LONG, SHORT, KeptText, clean_text, error_summary, error_text
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class _Launch:
             # A person can still retry a task whose policy names a class that was removed since.
             spec.retry.check()
         self._manager = manager
-        self._spec = spec
+        self._spec = spec = replace(spec, launched_by="" if user is None else clean_text(user, SHORT))
         self._is_named = task_name is not None
         self.task_name = task_name or str(uuid.uuid4())
         self._launched_by = user

@@ -64,6 +64,8 @@ class TaskSpec:
     label: str = ""
     #: What is shown as the function, where ``func`` is one that runs others.
     shown_func: str = ""
+    #: The name of the person who has launched the task, for the worker's log.
+    launched_by: str = ""
     manager_class: str = ""
     manager_config: Mapping[str, Any] = field(default_factory=dict)
     #: The objects to lock: normalised model label -> keys as text.
@@ -94,7 +96,7 @@ class TaskSpec:
 
     def for_worker(self) -> TaskSpec:
         """Return what a worker needs to call the function; the rest is in the task's row."""
-        return TaskSpec(self.func, self.args, self.kwargs)
+        return TaskSpec(self.func, self.args, self.kwargs, launched_by=self.launched_by)
 
     def to_text(self) -> str:
         """Return the text form, which :meth:`from_text` reads.

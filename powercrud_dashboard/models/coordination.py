@@ -474,7 +474,7 @@ _CLAIM = PreparedUpdate(
     ),
     # What a worker needs of it; the others are loaded if they are asked for.
     (
-        *("id", "task_name", "state", "manager_class", "manager_config", "policy", "retries", "attempt"),
+        *("id", "task_name", "state", "label", "manager_class", "manager_config", "policy", "retries", "attempt"),
         *("worker", "started_at", "progress_at", "queue_receipt", "goes_on", "resume_at", "ran_before"),
     ),
     **_CLAIMED,

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from django.db import Error as DjangoDatabaseError
 from django.db import InterfaceError, OperationalError, connections
+from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
-from powercrud_dashboard.async_context import TaskContext, by_database, running_task
+from powercrud_dashboard.async_context import SAME_CLOCK, TaskContext, running_task
 from powercrud_dashboard.engine import calls, lifecycle, policy, processes, registry, requests
 from powercrud_dashboard.engine.boundary import contained
 from powercrud_dashboard.engine.progress import Progress
@@ -34,6 +35,7 @@ from powercrud_dashboard.exceptions import (
     TaskPaused,
     UnreadableSpec,
 )
+from powercrud_dashboard.log_records import RunningTask
 from powercrud_dashboard.models import ActiveTask, FailureReason, WorkerProcess
 from powercrud_dashboard.models.database import (
     coordination_db,
@@ -126,6 +128,9 @@ class _Run:
             logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self._task_name)
             return NotRun(acknowledged=True)
         context = TaskContext(self._task_name, self._manager, writes_at_once=self._is_sync, attempt=active.attempt)
+        context.in_records = RunningTask(
+            self._task_name, self._name, active.label, self._spec.launched_by, active.attempt
+        )
         context.start_clock(self._started_at)
         context.resume_at = active.resume_at
         context.pace.yields_to_stop = active.goes_on and policy.is_requeued_on_stop(active)
@@ -206,7 +211,7 @@ class _Run:
     def _start(self, active: ActiveTask) -> ActiveTask:
         """Call the hooks for the start. It is recorded with the first report or with the end of a short task."""
         note_last_run(active.task_name, active.attempt, False)
-        self._started_at = by_database(active.started_at)
+        self._started_at = _by_database(active.started_at)
         manager = self._manager = registry.manager_of(active)
         payload = {
             "attempt": active.attempt,
@@ -379,6 +384,12 @@ def _paused_time_limit() -> Iterator[None]:
         yield
     finally:
         signal.alarm(max(1, remaining - int(time.monotonic() - began)))
+
+
+def _by_database(at: datetime | None) -> datetime:
+    """Return a time of just now that the database has told, more exactly if the clock of this host agrees with it."""
+    now = timezone.now()
+    return now if at is None or abs(now - at) < SAME_CLOCK else at
 
 
 def _canceller(active: ActiveTask) -> Any:
