@@ -119,7 +119,7 @@ class Operations:
             return Answer(str(error))
         except Exception as error:
             # A manager of the project may raise anything.
-            logger.exception("An action on task %s failed", record.task_name)
+            logger.exception("An action on task %s failed", record.task_name, extra={"task_name": record.task_name})
             return Answer(f"{type(error).__name__}: {error}")
 
     def _retry(self, record: TaskRecord) -> Answer:

@@ -217,7 +217,9 @@ class Cleanup:
         try:
             with impatient_transaction():
                 if ActiveTask.objects.all().note_missing(active, is_missing) and is_missing:
-                    logger.warning("Task %s is not in the queue any more", active.task_name)
+                    logger.warning(
+                        "Task %s is not in the queue any more", active.task_name, extra={"task_name": active.task_name}
+                    )
                     lifecycle.emit(registry.manager_of(active), "missing", active.task_name)
         except Exception:
             logger.exception("Whether task %s is lost could not be noted", active.task_name)
@@ -421,7 +423,9 @@ def give_up(manager: lifecycle.LifecycleManager, active: ActiveTask, reason: Fai
     with impatient_transaction():
         ended = policy.fail(manager, active, **policy.failure_payload(reason))
     if ended:
-        logger.warning("Task %s was given up: %s", active.task_name, reason.value)
+        logger.warning(
+            "Task %s was given up: %s", active.task_name, reason.value, extra={"task_name": active.task_name}
+        )
         queue.withdraw(active.queue_receipt)
     return ended
 

@@ -327,7 +327,7 @@ def _enqueued(task_name: str, enqueue: Callable[[], str]) -> str:
     try:
         return enqueue()
     except Exception as error:
-        logger.debug("Task %s could not be queued", task_name, exc_info=True)
+        logger.debug("Task %s could not be queued", task_name, exc_info=True, extra={"task_name": task_name})
         raise _NotEnqueued(error) from error
 
 
@@ -366,7 +366,11 @@ def send_after_commit(manager: lifecycle.LifecycleManager, active: ActiveTask, e
                 _raise_after(hooks, send_now, failure)
         except Exception:
             # The database may be away. The cleanup finds the task.
-            logger.exception("It could not be recorded whether task %s was queued", active.task_name)
+            logger.exception(
+                "It could not be recorded whether task %s was queued",
+                active.task_name,
+                extra={"task_name": active.task_name},
+            )
 
     transaction.on_commit(send_now, using=coordination_db())
 
@@ -407,7 +411,12 @@ def record_failed_enqueue(manager: lifecycle.LifecycleManager, active: ActiveTas
     One that was held back or paused waits for the next pass of the workers, as its launch has succeeded.
     """
     if active.released_from and ActiveTask.objects.all().hold_again(active):
-        logger.warning("Task %s, which had been paused, could not be queued now", active.task_name, exc_info=error)
+        logger.warning(
+            "Task %s, which had been paused, could not be queued now",
+            active.task_name,
+            exc_info=error,
+            extra={"task_name": active.task_name},
+        )
         return True
     text = error_text(_NOT_QUEUED(error=error_summary(error)), LONG)
     kind = type(error)
@@ -421,7 +430,9 @@ def record_failed_enqueue(manager: lifecycle.LifecycleManager, active: ActiveTas
         traceback="",
     )
     if recorded:
-        logger.error("Task %s could not be queued", active.task_name, exc_info=error)
+        logger.error(
+            "Task %s could not be queued", active.task_name, exc_info=error, extra={"task_name": active.task_name}
+        )
     return ActiveTask.objects.waiting().filter(pk=active.pk).exists()
 
 

@@ -220,7 +220,9 @@ def _send(signal: Signal, manager: LifecycleManager, event: str, task_name: str,
             )
     except HOOK_ERRORS:
         # Such as sys.exit(), which is no Exception.
-        logger.exception("A receiver of the signal for %r of task %s failed", event, task_name)
+        logger.exception(
+            "A receiver of the signal for %r of task %s failed", event, task_name, extra={"task_name": task_name}
+        )
     recorder = None
     for receiver, error in answers:
         if isinstance(error, Exception):
@@ -250,7 +252,9 @@ def _is_recorded(recorder: Any, task_name: str, events: Sequence[Event]) -> bool
         if is_lock_timeout(error):
             raise
         names = ", ".join(event for event, _payload in events)
-        logger.exception("The %s event of task %s could not be recorded", names, task_name)
+        logger.exception(
+            "The %s event of task %s could not be recorded", names, task_name, extra={"task_name": task_name}
+        )
         return False
     return True
 
@@ -267,7 +271,13 @@ def _call_hook(manager: LifecycleManager, recorder: Any, event: str, task_name: 
         with _savepoint_in_callers_transaction(), contained():
             calls.call(manager.async_task_lifecycle, event, task_name, **payload)
     except HOOK_ERRORS as error:
-        logger.exception("The lifecycle hook of %s failed at %r of task %s", type(manager).__name__, event, task_name)
+        logger.exception(
+            "The lifecycle hook of %s failed at %r of task %s",
+            type(manager).__name__,
+            event,
+            task_name,
+            extra={"task_name": task_name},
+        )
         if recorder is not None:
             _record_failed_hook(recorder, f"{event} hook", type(manager), task_name, error)
 
@@ -281,7 +291,9 @@ def _call_completion_hook(manager: LifecycleManager, active: ActiveTask, event: 
         with _savepoint_in_callers_transaction(), contained():
             calls.call(manager.handle_task_completion, finished, name)
     except HOOK_ERRORS as error:
-        logger.exception("handle_task_completion of %s failed for task %s", type(manager).__name__, name)
+        logger.exception(
+            "handle_task_completion of %s failed for task %s", type(manager).__name__, name, extra={"task_name": name}
+        )
         recorder = registry.recorder_for(manager)
         if recorder is not None:
             _record_failed_hook(recorder, "handle_task_completion", type(manager), name, error)
@@ -298,7 +310,7 @@ def _record_failed_hook(recorder: Any, what: str, culprit: Any, task_name: str, 
         with transaction.atomic(using=coordination_db()):
             recorder.record_failed_hook(what, culprit, task_name, error)
     except Exception:
-        logger.exception("The failed hook of task %s could not be recorded", task_name)
+        logger.exception("The failed hook of task %s could not be recorded", task_name, extra={"task_name": task_name})
 
 
 def _call_now(event: str, call: Callable[[], None]) -> None:

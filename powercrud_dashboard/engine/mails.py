@@ -56,7 +56,9 @@ def _send(notice: TaskNotice) -> bool:
         is_sent = _Mail(notice).send()
     except Exception:
         # The server may be away, or a template of the project be broken.
-        logger.exception("The mail about task %s can't be sent now", record.task_name)
+        logger.exception(
+            "The mail about task %s can't be sent now", record.task_name, extra={"task_name": record.task_name}
+        )
         if notice.created_at < timezone.now() - MAILED_WITHIN:
             due.end_mail()
         return False

@@ -89,7 +89,12 @@ def manager_of(task: ActiveTask | TaskRecord) -> Any:
     try:
         return resolve_manager(task.manager_class, task.manager_config)
     except Exception:
-        logger.exception("The manager %s of task %s can't be made", task.manager_class, task.task_name)
+        logger.exception(
+            "The manager %s of task %s can't be made",
+            task.manager_class,
+            task.task_name,
+            extra={"task_name": task.task_name},
+        )
         return _imported(DEFAULT_MANAGER)()
 
 

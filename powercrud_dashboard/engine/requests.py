@@ -162,7 +162,9 @@ def send_soon(manager: lifecycle.LifecycleManager, active: ActiveTask) -> None:
             due.released_from = RESUMED
             retry.run_now(manager, due)
     except Exception:
-        logger.warning("Task %s could not be queued now", active.task_name, exc_info=True)
+        logger.warning(
+            "Task %s could not be queued now", active.task_name, exc_info=True, extra={"task_name": active.task_name}
+        )
 
 
 # For the worker
@@ -231,5 +233,12 @@ def release_lock(lock: ConflictLock, actor: Any, owner_of: OwnerOf, note: str = 
         if holder.state != ActiveTaskState.RESERVED:
             message = clean_text(f"{clean_text(lock, MESSAGE)}: {note}" if note else lock, MESSAGE)
             lifecycle.emit(owner_of(holder), "release", holder.task_name, actor=actor, message=message)
-    logger.info("The lock on %s held by %s was released by %s: %s", lock, holder.task_name, actor, note or "no note")
+    logger.info(
+        "The lock on %s held by %s was released by %s: %s",
+        lock,
+        holder.task_name,
+        actor,
+        note or "no note",
+        extra={"task_name": holder.task_name},
+    )
     return True

@@ -310,7 +310,11 @@ def send_released() -> int:
         try:
             sent += _queue_again(registry.manager_of(active), active)
         except Exception:
-            logger.exception("Task %s, which was held back, could not be queued", active.task_name)
+            logger.exception(
+                "Task %s, which was held back, could not be queued",
+                active.task_name,
+                extra={"task_name": active.task_name},
+            )
     return sent
 
 
@@ -329,7 +333,9 @@ def send_due() -> int:
             try:
                 sent += _queue_again(registry.manager_of(active), active)
             except Exception:
-                logger.exception("The retry of task %s could not be queued", active.task_name)
+                logger.exception(
+                    "The retry of task %s could not be queued", active.task_name, extra={"task_name": active.task_name}
+                )
         later = Q(next_run_at__gt=last[0]) | Q(next_run_at=last[0], pk__gt=last[1])
         batch = list(due.filter(later)[:QUEUED_PER_PASS])
     return sent
@@ -362,9 +368,14 @@ def _queue_again(manager: lifecycle.LifecycleManager, active: ActiveTask, actor:
         spec = spec_of(active)
     except UnreadableSpec as error:
         if error.is_newer:
-            logger.info("Task %s waits for a process of a newer release: %s", active.task_name, error.reason)
+            logger.info(
+                "Task %s waits for a process of a newer release: %s",
+                active.task_name,
+                error.reason,
+                extra={"task_name": active.task_name},
+            )
             return False
-        logger.exception("Task %s can't be retried", active.task_name)
+        logger.exception("Task %s can't be retried", active.task_name, extra={"task_name": active.task_name})
         text = error_text(_NOT_RETRIED(reason=error.reason), MESSAGE)
         lifecycle.end(manager, active, "fail", **policy.failure_payload(FailureReason.NOT_QUEUED, text))
         return False

@@ -110,7 +110,11 @@ class TaskMonitor:
         now = ActiveTask.objects.filter(pk=self._active.pk).only(*_REQUESTS).first()
         if now is None or (now.attempt, now.state) != (self._active.attempt, self._active.state):
             self._is_taken_away = True
-            logger.warning("Task %s was given up while this worker runs it", self._active.task_name)
+            logger.warning(
+                "Task %s was given up while this worker runs it",
+                self._active.task_name,
+                extra={"task_name": self._active.task_name},
+            )
             self.give_up()
         elif now.cancel_requested_at is not None:
             self._stop_with(TaskCancelled)

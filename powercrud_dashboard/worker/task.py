@@ -78,7 +78,9 @@ def run_task(call: TaskCall) -> Any:
         spec, unreadable = TaskSpec.from_text(call.spec), None
     except UnreadableSpec as error:
         if error.is_newer:
-            logger.error("Task %s is left in the queue: %s", call.task_name, error.reason)
+            logger.error(
+                "Task %s is left in the queue: %s", call.task_name, error.reason, extra={"task_name": call.task_name}
+            )
             return NotRun(acknowledged=False)
         spec, unreadable = TaskSpec(call.name), error
     if not call.sync:
@@ -120,12 +122,16 @@ class _Run:
         except DjangoDatabaseError:
             if self._is_sync:
                 raise
-            logger.exception("Task %s could not be claimed", self._task_name)
+            logger.exception("Task %s could not be claimed", self._task_name, extra={"task_name": self._task_name})
             # It may have been claimed, without an answer.
             processes.this_process().abandon()
             return NotRun(acknowledged=False)
         if active is None:
-            logger.info("Task %s runs elsewhere or has ended; this delivery runs nothing", self._task_name)
+            logger.info(
+                "Task %s runs elsewhere or has ended; this delivery runs nothing",
+                self._task_name,
+                extra={"task_name": self._task_name},
+            )
             return NotRun(acknowledged=True)
         context = TaskContext(self._task_name, self._manager, writes_at_once=self._is_sync, attempt=active.attempt)
         context.in_records = RunningTask(
@@ -170,7 +176,11 @@ class _Run:
             if self._is_sync or not ActiveTask.objects.all().ready().filter(task_name=self._task_name).exists():
                 break
             if ActiveTask.objects.all().hold(self._task_name, **self._place):
-                logger.info("Task %s waits: its queue or function is paused", self._task_name)
+                logger.info(
+                    "Task %s waits: its queue or function is paused",
+                    self._task_name,
+                    extra={"task_name": self._task_name},
+                )
                 return None
             # What kept it from starting was resumed in this moment.
         worker = self._worker
@@ -328,14 +338,20 @@ class _Run:
             if self._persist(lambda: self._end(active, ending, full, is_repeated=next(tries) > 1)):
                 return True
             if ActiveTask.objects.tasks().filter(task_name=self._task_name).exists():
-                logger.warning("Task %s has passed to another worker; this end is not recorded", self._task_name)
+                logger.warning(
+                    "Task %s has passed to another worker; this end is not recorded",
+                    self._task_name,
+                    extra={"task_name": self._task_name},
+                )
                 return True
             # It was given up meanwhile, and its locks were released. How it really ended is still recorded.
             late = [*earlier, (ending.event, {**payload, "late": True})]
             self._persist(lambda: lifecycle.emit_all(self._manager, self._task_name, late))
         except Exception:
             # django-q2's monitor ends the task from what django-q2 saves of it.
-            logger.exception("The end of task %s could not be recorded", self._task_name)
+            logger.exception(
+                "The end of task %s could not be recorded", self._task_name, extra={"task_name": self._task_name}
+            )
             if not self._is_sync:
                 # If the monitor can't either, the task is lost with this identity.
                 processes.this_process().abandon()

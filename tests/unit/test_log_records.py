@@ -15,6 +15,7 @@ import pytest
 from django.conf import settings as django_settings
 
 from powercrud_dashboard.async_context import task_context
+from powercrud_dashboard.engine.spec import TaskCall, TaskSpec
 from powercrud_dashboard.log_records import TaskContextFilter
 from tests.testapp import tasks
 from tests.workers import run_queue
@@ -140,3 +141,13 @@ def test_django_sets_the_example_up_before_there_are_models(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert "INFO myapp [-] hello" in process.stderr
+
+
+def test_what_is_logged_about_a_task_outside_of_it_names_it_too(manager, caplog):
+    caplog.set_level(logging.INFO, "powercrud_dashboard")
+    name = manager.launch_async_task(tasks.add, 1)
+    missing = TaskCall(name, TaskSpec(tasks.add.__module__, label="x").to_text(), "x")
+    manager.cancel_task(name)
+    assert missing() is not None
+    (record,) = [entry for entry in caplog.records if "runs elsewhere" in entry.getMessage()]
+    assert record.task_name == name
