@@ -40,7 +40,7 @@ add_module_names = False
 nitpick_ignore_regex = [(r"py:.*", r"(?!powercrud_dashboard).*")]
 
 html_theme = "furo"
-html_title = f"powercrud_dashboard {release}"
+html_title = f"powercrud-dashboard {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
