@@ -17,7 +17,8 @@ class PowercrudDashboardConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from powercrud_dashboard import checks  # noqa: F401
+        from powercrud_dashboard import checks, schedule_checks, schedules  # noqa: F401
+        from powercrud_dashboard.conf import app_settings
         from powercrud_dashboard.worker import process  # noqa: F401
 
         if apps.is_installed("powercrud"):
@@ -28,7 +29,10 @@ class PowercrudDashboardConfig(AppConfig):
             from powercrud_dashboard.contrib.django_tasks import observe
 
             observe.connect()
+        if app_settings.DASHBOARD_SCHEDULE_LOCKS:
+            schedules.connect_locks()
         post_migrate.connect(_ensure_search_index, sender=self)
+        post_migrate.connect(schedules.sync_after_migrate, sender=self)
 
 
 def framework_is_there() -> bool:

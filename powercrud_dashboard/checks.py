@@ -13,8 +13,8 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.cache import caches
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DatabaseError, connections
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.db import connections
 from django.utils.module_loading import import_string
 
 from powercrud_dashboard.async_manager import AsyncManager
@@ -37,8 +37,7 @@ from powercrud_dashboard.engine import registry
 from powercrud_dashboard.engine.notices import MIDDLEWARE
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.models.statuses import FINISHED
-from powercrud_dashboard.q2 import queue, schedules
-from powercrud_dashboard.schedules import CLEANUP_PATH
+from powercrud_dashboard.q2 import queue
 
 #: What a project without a broker may add.
 BROKER_EXAMPLE = """Q_CLUSTER = {"name": "mysite", "orm": "default", "timeout": 600, "retry": 660}"""
@@ -304,29 +303,6 @@ def check_shared_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
         )
         for alias, loss in used.items()
         if alias in settings.CACHES and not queue.is_shared_cache(alias)
-    ]
-
-
-@register(Tags.database)
-def check_cleanup_schedule(
-    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
-    """Warn if no schedule runs the cleanup. This reads the database, which ``check --database`` allows."""
-    if coordination_db() not in (databases or ()):
-        return []
-    try:
-        is_scheduled = schedules.runs(CLEANUP_PATH)
-    except DatabaseError:
-        # Before the first "migrate".
-        return []
-    if is_scheduled:
-        return []
-    return [
-        Warning(
-            "No schedule runs the cleanup: tasks of lost workers keep their locks, and the history grows.",
-            hint="Run 'manage.py pcrud_schedule_cleanup' once, or call 'manage.py pcrud_cleanup_async' regularly.",
-            id="powercrud_dashboard.W008",
-        )
     ]
 
 

@@ -102,6 +102,10 @@ class Settings:
     DASHBOARD_WORKER_MIDDLEWARE: list[str] = field(default_factory=list)
     #: Values of the session that an admin action in a worker has. They are kept with the task.
     DASHBOARD_WORKER_SESSION_KEYS: list[str] = field(default_factory=list)
+    #: Schedules of plain functions that run under a lock, by name: ``True`` for one run at a time, or as well the
+    #: objects that each run locks, ``{"app_label.Model": [pk, ...]}``. See
+    #: docs/schedules.md#put-an-existing-schedule-under-a-lock.
+    DASHBOARD_SCHEDULE_LOCKS: dict[str, Any] = field(default_factory=dict)
     #: Seconds between two refreshes of an open page.
     DASHBOARD_REFRESH_INTERVAL: int = 2
     #: The release of the project, which is kept with each task: a text, or a callable that returns one. ``None`` is the

@@ -182,6 +182,21 @@ class TaskAlreadyActive(RuntimeError):
         super().__init__(self._text(name=task_name))
 
 
+class ScheduleNotDeclared(LookupError):
+    """A schedule was to run that the code does not declare (any more)."""
+
+    _text = KeptText(
+        _(
+            "No schedule named %(name)s is declared in the code of this worker. Run manage.py pcrud_sync_schedules, "
+            "and restart clusters that run older code."
+        )
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(self._text(name=name))
+
+
 class FileTooLarge(ValueError):
     """A file of a task is larger than ``DASHBOARD_FILE_LIMIT`` bytes."""
 

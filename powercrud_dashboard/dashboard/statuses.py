@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.models import ActiveTask, TaskStatus
+from powercrud_dashboard.models import ActiveTask, Source, TaskStatus
 
 if TYPE_CHECKING:
     from powercrud_dashboard.dashboard.live import LiveTask
@@ -29,6 +29,8 @@ WAITING = ShownStatus("waiting", _("Waiting for retry"))
 SCHEDULED = ShownStatus("waiting", _("Scheduled"))
 #: A completed task that went on past objects that failed.
 WITH_ERRORS = ShownStatus("errors", _("Completed with errors"))
+#: A run that its schedule has left out.
+SKIPPED = ShownStatus("skipped", _("Skipped"))
 
 #: The statuses of records, by their values.
 BY_VALUE = {str(status): ShownStatus(str(status), status.label) for status in TaskStatus}
@@ -49,6 +51,8 @@ def shown_status(record: TaskRecord, live: LiveTask | None = None) -> ShownStatu
         return WITH_ERRORS
     if live is not None and live.waits and record.status == TaskStatus.PENDING:
         return WAITING if live.waits_for_retry else SCHEDULED
+    if record.source == Source.SCHEDULE and record.status == TaskStatus.CANCELLED:
+        return SKIPPED
     # A newer release may know more of them.
     return BY_VALUE.get(record.status) or ShownStatus("unknown", record.status)
 

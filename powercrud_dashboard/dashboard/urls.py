@@ -10,7 +10,7 @@ from django.urls.converters import StringConverter
 
 from powercrud_dashboard.dashboard.links import URL_NAME
 from powercrud_dashboard.dashboard.views.base import refreshable
-from powercrud_dashboard.dashboard.views.cluster import ClusterView, ScheduleActionView
+from powercrud_dashboard.dashboard.views.cluster import ClusterView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.failures import FailuresView
 from powercrud_dashboard.dashboard.views.function import FunctionView
@@ -21,6 +21,7 @@ from powercrud_dashboard.dashboard.views.log import LogView
 from powercrud_dashboard.dashboard.views.notices import NotificationsView, SeenView, TrayView
 from powercrud_dashboard.dashboard.views.pauses import PauseQueueView, PauseTaskView, ResumeQueueView, ResumeTaskView
 from powercrud_dashboard.dashboard.views.queue import DeleteMessageView, QueueView, RunNextView
+from powercrud_dashboard.dashboard.views.schedules import ScheduleActionView, ScheduleListView
 from powercrud_dashboard.dashboard.views.smoke import StartTestView, TestReportView
 from powercrud_dashboard.dashboard.views.task import (
     CancelTaskView,
@@ -81,6 +82,7 @@ def dashboard_urls(
         ("cluster/test/<int:pk>/report/", TestReportView, "test_report"),
         ("cluster/pause/", PauseQueueView, "pause_queue"),
         ("cluster/resume/", ResumeQueueView, "resume_queue"),
+        ("schedules/", ScheduleListView, "schedules"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
         ("groups/<pcrud_name:group>/", GroupView, "group"),
         ("groups/<pcrud_name:group>/<slug:action>/", GroupActionView, "group_action"),

@@ -180,7 +180,7 @@ class Migration(migrations.Migration):
                 ('superseded', models.BooleanField(default=False, verbose_name='failed again later')),
                 ('group', models.CharField(blank=True, max_length=100, verbose_name='group')),
                 ('cluster', models.CharField(blank=True, max_length=100, verbose_name='cluster')),
-                ('source', models.CharField(blank=True, choices=[('django_tasks', "Django's tasks framework"), ('django_q', 'django-q2')], max_length=20, verbose_name='observed through')),
+                ('source', models.CharField(blank=True, choices=[('django_tasks', "Django's tasks framework"), ('django_q', 'django-q2'), ('schedule', 'A schedule')], max_length=20, verbose_name='observed through')),
                 ('run_after', models.DateTimeField(blank=True, null=True, verbose_name='run after')),
                 ('release', models.CharField(blank=True, max_length=100, verbose_name='release')),
                 ('worker_host', models.CharField(blank=True, max_length=255, verbose_name='host of the worker')),

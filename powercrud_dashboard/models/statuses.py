@@ -37,6 +37,8 @@ class Source(models.TextChoices):
 
     DJANGO_TASKS = "django_tasks", _("Django's tasks framework")
     DJANGO_Q = "django_q", _("django-q2")
+    #: A run that a schedule has skipped or could not launch.
+    SCHEDULE = "schedule", _("A schedule")
 
 
 class Resolution(models.TextChoices):

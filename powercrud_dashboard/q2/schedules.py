@@ -1,24 +1,107 @@
-"""django-q2's schedules: create one, list them with their last runs, run one now, pause and resume it."""
+"""django-q2's schedules: declare, list with their last runs, run one now, pause and resume it, run it under a lock."""
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
+from django.db import connections, router, transaction
 from django.utils import timezone
-from django_q.models import Schedule, Task
+from django_q.conf import Conf
+from django_q.models import Schedule, Task, validate_cron
+from django_q.signals import pre_enqueue
 from django_q.tasks import async_task
+
+from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.models.database import coordination_db, take_turn, write_transaction
+
+#: A cluster looks for due schedules about twice a minute. One that is due for longer than this is missed.
+MISSED_AFTER = timedelta(minutes=2)
+
+#: django-q2's kinds of schedules by the words for ``every``.
+WORDS = {
+    "hourly": Schedule.HOURLY,
+    "daily": Schedule.DAILY,
+    "weekly": Schedule.WEEKLY,
+    "biweekly": Schedule.BIWEEKLY,
+    "monthly": Schedule.MONTHLY,
+    "bimonthly": Schedule.BIMONTHLY,
+    "quarterly": Schedule.QUARTERLY,
+    "yearly": Schedule.YEARLY,
+}
+#: Those that are a length of time.
+LENGTHS = {
+    timedelta(hours=1): Schedule.HOURLY,
+    timedelta(days=1): Schedule.DAILY,
+    timedelta(weeks=1): Schedule.WEEKLY,
+    timedelta(weeks=2): Schedule.BIWEEKLY,
+}
+#: The largest value of the column.
+MAX_MINUTES = 32_767
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a schedule runs, in django-q2's columns."""
+
+    schedule_type: str
+    minutes: int | None = None
+    cron: str | None = None
+
+    @classmethod
+    def of(cls, cron: str | None, every: timedelta | str | None) -> Timing:
+        """Return the timing of a cron expression, or of an interval.
+
+        Raises:
+            TypeError: if neither or both are given, or one has a wrong type.
+            ValueError: if the interval is not one that django-q2 has.
+        """
+        if (cron is None) == (every is None):
+            raise TypeError("Give a cron expression or every=, not both.")
+        if cron is not None:
+            if not isinstance(cron, str):
+                raise TypeError(f"The cron expression is a {type(cron).__name__}; use a text, such as '0 2 * * *'.")
+            return cls(Schedule.CRON, cron=" ".join(cron.split()))
+        if isinstance(every, str):
+            if every not in WORDS:
+                raise ValueError(f"every is {every!r}; use a timedelta, or one of {', '.join(WORDS)}.")
+            return cls(WORDS[every])
+        if not isinstance(every, timedelta):
+            raise TypeError(f"every is a {type(every).__name__}; use a timedelta, or one of {', '.join(WORDS)}.")
+        if every in LENGTHS:
+            return cls(LENGTHS[every])
+        minutes, rest = divmod(every, timedelta(minutes=1))
+        if rest or not 1 <= minutes <= MAX_MINUTES:
+            raise ValueError(f"every is {every}; use whole minutes, from 1 to {MAX_MINUTES:,}.")
+        return cls(Schedule.MINUTES, minutes=minutes)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"schedule_type": self.schedule_type, "minutes": self.minutes, "cron": self.cron}
+
+    def problem(self) -> str:
+        """Return why no cluster could run a schedule with this timing; "" if one could."""
+        if self.cron is None:
+            return ""
+        try:
+            validate_cron(self.cron)
+        except ImportError:
+            return "django-q2 needs the package 'croniter' for cron expressions"
+        except ValidationError as error:
+            return " ".join(error.messages)
+        return ""
 
 
 @dataclass(frozen=True)
 class ScheduleState:
-    """A schedule and how its last run went, as far as django-q2 keeps that."""
+    """A schedule, and django-q2's own row of its last run, if that is kept."""
 
     schedule: Schedule
-    last_succeeded: bool | None
-    last_ended: datetime | None
+    last: Task | None = None
 
     @property
     def is_paused(self) -> bool:
@@ -29,9 +112,40 @@ class ScheduleState:
         return self._recurs and self.schedule.next_run is not None
 
     @property
+    def has_further_runs(self) -> bool:
+        return bool(self.schedule.repeats)
+
+    @property
     def _recurs(self) -> bool:
         """Whether it has a next run: not a single run, nor one whose number of runs is used up."""
         return bool(self.schedule.repeats) and self.schedule.schedule_type != Schedule.ONCE
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a cluster will take it as soon as it looks."""
+        return self.has_further_runs and self.schedule.next_run is not None and self.schedule.next_run <= timezone.now()
+
+    @property
+    def missed_since(self) -> datetime | None:
+        """When it was due, if that is so long ago that a running cluster would have taken it."""
+        due: datetime | None = self.schedule.next_run
+        if not self.has_further_runs or due is None or due >= timezone.now() - MISSED_AFTER:
+            return None
+        return due
+
+    @property
+    def cluster(self) -> str:
+        """The name of the cluster that is to run it."""
+        return str(self.schedule.cluster or Conf.PREFIX)
+
+    @property
+    def group(self) -> str:
+        """The group that its tasks have in django-q2."""
+        try:
+            given = _arguments(self.schedule)[1].get("q_options", {}).get("group")
+        except (ValueError, AttributeError):
+            given = None
+        return str(given or self.schedule.name or self.schedule.pk)
 
 
 def ensure_schedule(func: str, *, name: str, seconds: int) -> bool:
@@ -54,25 +168,26 @@ def runs(func: str) -> bool:
 def schedule_states() -> list[ScheduleState]:
     """Return the state of each schedule, the next to run first, in two queries."""
     schedules = list(Schedule.objects.order_by("next_run", "pk"))
-    last = {
-        task.pk: task
-        for task in Task.objects.filter(pk__in=[schedule.task for schedule in schedules]).only(
-            "pk", "success", "stopped"
-        )
-    }
-    return [
-        ScheduleState(
-            schedule,
-            last_succeeded=last[schedule.task].success if schedule.task in last else None,
-            last_ended=last[schedule.task].stopped if schedule.task in last else None,
-        )
-        for schedule in schedules
-    ]
+    ids = [schedule.task for schedule in schedules if schedule.task]
+    last = Task.objects.filter(pk__in=ids).only("pk", "success", "started", "stopped").in_bulk() if ids else {}
+    return [ScheduleState(schedule, last.get(schedule.task)) for schedule in schedules]
+
+
+def count() -> tuple[int, int]:
+    """Return how many schedules there are, and how many of them are missed."""
+    states = [ScheduleState(schedule) for schedule in Schedule.objects.only("next_run", "repeats")]
+    return len(states), sum(state.missed_since is not None for state in states)
 
 
 def find(pk: int) -> Schedule | None:
     """Return the schedule with this key, if there is one."""
     return Schedule.objects.filter(pk=pk).first()
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Return those of the names, or keys of schedules without a name, that no schedule has."""
+    known = {str(name or pk) for name, pk in Schedule.objects.values_list("name", "pk")}
+    return sorted(set(names) - known)
 
 
 def run_now(schedule: Schedule) -> None:
@@ -96,7 +211,7 @@ def run_now(schedule: Schedule) -> None:
 
 def pause(schedule: Schedule) -> bool:
     """Clear the time of its next run. Return False for a schedule that can't be paused."""
-    if not ScheduleState(schedule, None, None).can_pause:
+    if not ScheduleState(schedule).can_pause:
         return False
     # Not if the scheduler has put its next run off meanwhile, for the last time.
     return bool(Schedule.objects.filter(pk=schedule.pk).exclude(repeats=0).update(next_run=None))
@@ -104,7 +219,7 @@ def pause(schedule: Schedule) -> bool:
 
 def resume(schedule: Schedule) -> bool:
     """Let a paused schedule run again, for the first time one interval from now. Return False if it isn't paused."""
-    if not ScheduleState(schedule, None, None).is_paused:
+    if not ScheduleState(schedule).is_paused:
         return False
     next_run = schedule.calculate_next_run(timezone.now())
     return bool(Schedule.objects.filter(pk=schedule.pk, next_run=None).update(next_run=next_run))
@@ -131,3 +246,138 @@ def _keywords(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{text!r} names no arguments")
     return found
+
+
+# Declared schedules
+
+
+@dataclass
+class Changes:
+    """The names of schedules that were made, changed and deleted, or would be, and of those that are as declared."""
+
+    created: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.created or self.updated or self.deleted)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A declared schedule: when it runs, and in which cluster."""
+
+    timing: Timing
+    cluster: str | None = None
+
+    def columns(self, name: str) -> dict[str, Any]:
+        return {
+            **self.timing.columns,
+            "args": repr(name),
+            # A failed call is not delivered again: a record tells of it.
+            "kwargs": repr({"q_options": {"ack_failure": True}}),
+            "cluster": self.cluster or None,
+        }
+
+
+def sync(func: str, wanted: Mapping[str, Wanted], *, dry_run: bool = False) -> Changes:
+    """Make, change and delete the schedules that call ``func``, so that there is one for each wanted name.
+
+    What people have paused stays paused, and the time of the next run changes only with the timing. Other schedules are
+    left alone. Two hosts that do this at once make each schedule once.
+    """
+    changes = _Sync(func, wanted).run(dry_run=True)
+    if dry_run or changes.is_empty:
+        return changes
+    with write_transaction():
+        take_turn("schedules")
+        with transaction.atomic(using=_schedule_db()):
+            return _Sync(func, wanted).run(dry_run=False)
+
+
+def can_sync(using: str) -> bool:
+    """Return whether this is one of the databases that :func:`sync` writes to, and both have their tables."""
+    tables = {_schedule_db(): Schedule._meta.db_table, coordination_db(): "powercrud_dashboard_activetask"}
+    if using not in {_schedule_db(), coordination_db()}:
+        return False
+    return all(table in connections[alias].introspection.table_names() for alias, table in tables.items())
+
+
+def _schedule_db() -> str:
+    return str(router.db_for_write(Schedule))
+
+
+class _Sync:
+    def __init__(self, func: str, wanted: Mapping[str, Wanted]) -> None:
+        self._func = func
+        self._wanted = wanted
+        self._schedules = Schedule.objects.using(_schedule_db())
+        self._changes = Changes()
+
+    def run(self, *, dry_run: bool) -> Changes:
+        found: dict[str, Schedule] = {}
+        for schedule in self._schedules.filter(func=self._func).order_by("pk"):
+            name = schedule.name or ""
+            if name in self._wanted and name not in found:
+                found[name] = schedule
+                continue
+            self._changes.deleted.append(name)
+            if not dry_run:
+                self._schedules.filter(pk=schedule.pk, func=self._func).delete()
+        for name, wanted in self._wanted.items():
+            if name not in found:
+                self._changes.created.append(name)
+                if not dry_run:
+                    self._create(name, wanted)
+            elif different := _different(found[name], wanted.columns(name)):
+                self._changes.updated.append(name)
+                if not dry_run:
+                    self._update(found[name], wanted, different)
+            else:
+                self._changes.unchanged.append(name)
+        return self._changes
+
+    def _create(self, name: str, wanted: Wanted) -> None:
+        schedule = Schedule(name=name, func=self._func, repeats=-1, **wanted.columns(name))
+        schedule.next_run = schedule.calculate_next_run(timezone.now())
+        schedule.save(using=self._schedules.db)
+
+    def _update(self, schedule: Schedule, wanted: Wanted, different: dict[str, Any]) -> None:
+        self._schedules.filter(pk=schedule.pk).update(**different)
+        if different.keys() & wanted.timing.columns.keys():
+            for column, value in different.items():
+                setattr(schedule, column, value)
+            # One that is paused has no next run, and gets none.
+            running = self._schedules.filter(pk=schedule.pk, next_run__isnull=False)
+            running.update(next_run=schedule.calculate_next_run(timezone.now()))
+
+
+def _different(schedule: Schedule, columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {column: value for column, value in columns.items() if getattr(schedule, column) != value}
+
+
+# Schedules under a lock
+
+#: What a task of a locked schedule takes with it, from the message of the call that launches it.
+_OPTIONS = ("hook", "timeout", "save", "cached", "cluster")
+
+
+def lock_scheduled(launcher: str) -> None:
+    """From now on have ``launcher`` called in the place of the functions of ``DASHBOARD_SCHEDULE_LOCKS``.
+
+    It gets the name of the schedule, the function, its arguments and keyword arguments, and django-q2's options.
+    """
+
+    def replace(sender: Any, task: dict[str, Any], **kwargs: Any) -> None:
+        name = str(task.get("group") or "")
+        # What a manager launches is no text.
+        if name not in app_settings.DASHBOARD_SCHEDULE_LOCKS or not isinstance(task["func"], str):
+            return
+        options = {option: task[option] for option in _OPTIONS if option in task}
+        task.pop("hook", None)
+        task["args"] = (name, task["func"], task["args"], task["kwargs"], options)
+        task.update(func=launcher, kwargs={}, ack_failure=True)
+
+    pre_enqueue.connect(replace, sender="django_q", weak=False, dispatch_uid="powercrud_dashboard.lock_scheduled")

@@ -173,11 +173,11 @@ def test_a_schedule_is_paused_and_run(page, cluster):
     from powercrud_dashboard.q2.schedules import ensure_schedule
 
     ensure_schedule("tests.testapp.tasks.debug_setting", name="nightly", seconds=86_400)
-    page.goto(f"{LIST}cluster/")
+    page.goto(f"{LIST}schedules/")
     page.get_by_role("button", name="Pause nightly").click()
     expect(page.get_by_text("“nightly” is paused.")).to_be_visible()
     page.get_by_role("button", name="Run now").click()
-    expect(page.get_by_role("region", name="Schedules")).to_contain_text("Paused")
-    expect(page.get_by_text("Succeeded")).to_be_visible(timeout=SOON)
+    expect(page.get_by_text("Paused", exact=True)).to_be_visible()
+    expect(page.get_by_text("Completed")).to_be_visible(timeout=SOON)
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("button", name="Pause nightly")).to_be_visible()

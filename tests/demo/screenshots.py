@@ -36,6 +36,7 @@ SCHEMES = ("light", "dark")
 ALSO_IN_DOCS = (
     *(("tasks-busy", "wide", "dark"), ("tasks-busy", "phone", "light")),
     *(("insights", "wide", "dark"), ("insights", "phone", "light")),
+    ("schedules", "wide", "dark"),
 )
 #: In the documentation in a theme: what fits into the window.
 IN_DOCS_IN_THEMES = {
@@ -237,7 +238,30 @@ class Tour:
             manager.cancel_task(record.task_name, user=user)
         manage("load_history")
         self.shoot("insights", f"{TASKS}insights/")
+        self._run_schedules()
+        self.shoot("schedules", f"{TASKS}schedules/")
         self.shoot("function", f"{TASKS}function/?func=tests.demo.inventory.tasks.mail_report")
+
+    @staticmethod
+    def _run_schedules() -> None:
+        """Run one some times, skip a run of it, pause one, and let one be missed that belongs to no cluster."""
+        from datetime import timedelta
+
+        from django.utils import timezone
+        from django_q.models import Schedule
+
+        from powercrud_dashboard.models import TaskRecord
+        from powercrud_dashboard.schedules import declared_schedules, run_scheduled
+
+        declared = declared_schedules()["refresh checksums"]
+        for _ in range(4):
+            record = TaskRecord.objects.get(task_name=declared.launch())
+            run_scheduled(declared.name)
+            wait_until(lambda name=record.task_name: TaskRecord.objects.finished().filter(task_name=name), "it ends")
+        func = "tests.demo.inventory.tasks.refresh_checksums"
+        Schedule.objects.create(name="refresh all", func=func, cluster="nightly", schedule_type=Schedule.WEEKLY)
+        Schedule.objects.filter(name="refresh all").update(next_run=timezone.now() - timedelta(hours=5))
+        Schedule.objects.create(name="old report", func=func, schedule_type=Schedule.MONTHLY, next_run=None)
 
     def click(self, action: str, rows: list[Any], **more: str) -> None:
         """Run an action of the admin as a click does."""

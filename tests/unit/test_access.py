@@ -89,6 +89,7 @@ ACCESS = {
     "run_next": Row(("post",), needs=("view_taskrecord", "retry_taskrecord"), about=("", QUEUE, "message")),
     "start_test": Row(("post",), needs=("view_taskrecord", "retry_taskrecord"), about=("", QUEUE)),
     "test_report": Row(("get",), needs=("view_taskrecord",), about=("smoke",)),
+    "schedules": Row(("get",), needs=("view_taskrecord",)),
     "schedule": Row(("post",), needs=("view_taskrecord", "change_schedule"), about=("schedule", "run")),
 }
 #: The other rows of the bulk page: an action of its own for each permission.

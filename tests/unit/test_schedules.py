@@ -1,14 +1,20 @@
-"""Schedules on the cluster page: how they fare, run now, pause and resume."""
+"""The page of the schedules: how they fare, run now, pause and resume."""
 
 from __future__ import annotations
 
+import re
+import uuid
 from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 
+from powercrud_dashboard.dashboard.schedules import shown_schedules
+from powercrud_dashboard.models import TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import schedules
 from powercrud_dashboard.schedules import CLEANUP_NAME, CLEANUP_PATH
 from tests.services import wait_until
@@ -17,7 +23,9 @@ from tests.workers import meanwhile
 pytestmark = pytest.mark.django_db
 
 BASE = "/admin/powercrud_dashboard/taskrecord/"
-CLUSTER = f"{BASE}cluster/"
+PAGE = f"{BASE}schedules/"
+#: Of a refresh: session, user, two of permissions, the clock, whether a cluster runs; and four of the schedules.
+QUERIES = 10
 
 
 @pytest.fixture
@@ -27,8 +35,8 @@ def keeper(make_user):
 
 
 def make(**fields) -> Schedule:
-    settled = {"func": "tests.testapp.tasks.add", "args": "2", "name": "nightly", "schedule_type": Schedule.DAILY}
-    return Schedule.objects.create(next_run=timezone.now() + timedelta(hours=5), **{**settled, **fields})
+    usual = {"func": "tests.testapp.tasks.add", "args": "2", "name": "nightly", "schedule_type": Schedule.DAILY}
+    return Schedule.objects.create(**{**usual, "next_run": timezone.now() + timedelta(hours=5), **fields})
 
 
 def url(schedule: Schedule, action: str) -> str:
@@ -42,26 +50,171 @@ def act(client, schedule: Schedule, action: str) -> str:
 def test_a_schedule_is_shown_with_its_next_run_and_its_last_result(client_of, keeper):
     schedule = make(task="a" * 32)
     client = client_of(keeper)
-    assert "still running, or result deleted" in client.get(CLUSTER).content.decode()
+    assert "still running, or not on record" in client.get(PAGE).content.decode()
     now = timezone.now()
     task = Task.objects.create(id="a" * 32, name="x", func="f", started=now, stopped=now, success=True)
-    page = client.get(CLUSTER).content.decode()
+    page = client.get(PAGE).content.decode()
     assert "<strong>nightly</strong>" in page
-    assert "Succeeded" in page
+    assert "Completed" in page
     task.success = False
     task.save()
-    assert "Failed" in client.get(CLUSTER).content.decode()
+    assert "Failed" in client.get(PAGE).content.decode()
     schedule.delete()
     make()
-    assert "Never run" in client.get(CLUSTER).content.decode()
+    assert "Never run" in client.get(PAGE).content.decode()
 
 
 def test_how_often_a_schedule_runs_is_said_in_words(client_of, keeper):
     make(schedule_type=Schedule.MINUTES, minutes=5)
     make(schedule_type=Schedule.MINUTES, minutes=1)
     make()
-    page = client_of(keeper).get(CLUSTER).content.decode()
+    page = client_of(keeper).get(PAGE).content.decode()
     assert all(f">{words}<" in page for words in ("every 5 minutes", "every minute", "Daily"))
+
+
+def ran(schedule: Schedule, status: str = "success", *, ago: float = 60, took: float = 1.5, **fields) -> TaskRecord:
+    """Put a run of the schedule that ended so many seconds ago on record."""
+    ended = timezone.now() - timedelta(seconds=ago)
+    began = ended - timedelta(seconds=took)
+    return TaskRecord.objects.create(
+        task_name=uuid.uuid4().hex,
+        func=schedule.func,
+        label=schedule.func,
+        status=status,
+        **{
+            "group": str(schedule.name or schedule.pk),
+            **{"created_at": began, "started_at": began, "finished_at": ended, "run_time": ended - began},
+            **fields,
+        },
+    )
+
+
+def test_the_runs_on_record_are_shown_with_links(client_of, keeper):
+    schedule = make()
+    first, last = ran(schedule, "failed", ago=7200, error="ValueError: no stock"), ran(schedule)
+    running = ran(schedule, "in_progress", ago=0, finished_at=None, run_time=timedelta())
+    page = client_of(keeper).get(PAGE).content.decode()
+    for record in (first, last, running):
+        assert f'href="{BASE}{record.pk}/change/"' in page
+    assert "took 1.5\xa0s" in page
+    assert "1 of the last 3 failed" in page
+    assert re.search(r'title="Failed, [^"]*no stock"', page)
+    assert page.index(f"{first.pk}/change/") < page.index('title="Completed')
+    assert f"{BASE}?group=nightly" in page
+
+
+def test_runs_of_a_schedule_without_a_name_are_found_by_its_key(client_of, keeper):
+    record = ran(make(name=None))
+    assert f"{BASE}{record.pk}/change/" in client_of(keeper).get(PAGE).content.decode()
+
+
+def test_the_group_in_the_options_of_a_schedule_counts(client_of, keeper):
+    record = ran(make(kwargs="q_options={'group': 'own'}"), group="own")
+    assert f"{BASE}{record.pk}/change/" in client_of(keeper).get(PAGE).content.decode()
+
+
+def test_only_the_newest_runs_are_marked(client_of, keeper):
+    schedule = make()
+    records = [ran(schedule, ago=100 - number) for number in range(12)]
+    page = client_of(keeper).get(PAGE).content.decode()
+    assert [f"/{record.pk}/change/" in page for record in records] == [False, False] + [True] * 10
+
+
+def test_a_skipped_run_is_no_failure_and_says_why(client_of, keeper):
+    schedule = make()
+    ran(
+        schedule,
+        "cancelled",
+        source="schedule",
+        started_at=None,
+        message="Skipped, as the run before has not ended (7).",
+    )
+    page = client_of(keeper).get(PAGE).content.decode()
+    assert re.search(r'title="Skipped, [^"]*the run before has not ended \(7\)\."', page)
+    assert "failed" not in page
+
+
+def test_what_has_failed_is_first_then_what_is_missed(client_of, keeper):
+    make(name="paused", next_run=None)
+    make(name="late", next_run=timezone.now() - timedelta(hours=1))
+    ran(make(name="good"))
+    bad = make(name="bad")
+    ran(bad, "success", ago=500)
+    failure = ran(bad, "failed")
+    client = client_of(keeper)
+
+    def order() -> list[str]:
+        return re.findall(r"<strong>(?!keeper)(\w+)</strong>", client.get(PAGE).content.decode())
+
+    assert order() == ["bad", "late", "good", "paused"]
+    TaskRecord.objects.filter(pk=failure.pk).update(resolution="dismissed")
+    assert order() == ["late", "good", "bad", "paused"]
+
+
+def test_a_missed_schedule_says_whether_its_cluster_runs(client_of, keeper):
+    due = timezone.now() - timedelta(minutes=10)
+    make(next_run=due, cluster="slow")
+    client = client_of(keeper)
+    assert "no cluster slow runs" in client.get(PAGE).content.decode()
+    WorkerProcess.objects.create(identity="1", host="h", pid=1, cluster="slow")
+    page = client.get(PAGE).content.decode()
+    assert "the cluster slow runs, but has not taken it" in page
+    assert "10\xa0min ago" in page
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"next_run": None},
+        {"repeats": 0},
+        {"next_run": timezone.now() + timedelta(minutes=1)},
+        # A cluster looks only now and then.
+        {"next_run": timezone.now() - timedelta(seconds=30)},
+    ],
+    ids=["paused", "used up", "later", "just now"],
+)
+def test_what_is_not_missed(client_of, keeper, fields):
+    make(**fields)
+    assert "Missed" not in client_of(keeper).get(PAGE).content.decode()
+
+
+def test_a_hundred_schedules_take_as_many_queries_as_one(client_of, keeper):
+    client = client_of(keeper)
+
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            assert client.get(PAGE, headers={"HX-Request": "true"}).status_code == 200
+        return len(captured)
+
+    for number in range(3):
+        ran(make(name=f"schedule {number}", task=f"{number}" * 32))
+    client.get(PAGE)
+    few = queries()
+    for number in range(3, 100):
+        ran(make(name=f"schedule {number}", task=f"{number}".zfill(32)), "failed" if number % 2 else "success")
+    assert queries() == few == QUERIES
+
+
+def test_the_runs_are_read_from_an_index():
+    for number in range(3):
+        ran(make(name=f"schedule {number}"))
+    with CaptureQueriesContext(connection) as captured:
+        assert len(shown_schedules(lambda record: "")) == 3
+    (query,) = (query["sql"] for query in captured if "UNION ALL" in query["sql"])
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{query}")
+        plan = str(cursor.fetchall())
+    assert plan.count("pcrud_record_group") == 3
+    assert "SCAN powercrud_dashboard_taskrecord" not in plan
+
+
+def test_the_cluster_page_counts_them_and_links_to_them(client_of, keeper):
+    make()
+    make(name="late", next_run=timezone.now() - timedelta(hours=1))
+    page = client_of(keeper).get(f"{BASE}cluster/").content.decode()
+    assert f'<a href="{PAGE}">2 schedules</a>, 1 of them has missed its time' in page
 
 
 def test_all_schedules_take_two_queries(django_assert_num_queries):
@@ -127,7 +280,7 @@ def test_an_unknown_action_is_not_found(client_of, keeper):
 def test_buttons_are_for_who_may_change_schedules(client_of, make_user):
     schedule = make()
     viewer = client_of(make_user("viewer", "view_taskrecord"))
-    assert "/schedules/" not in viewer.get(CLUSTER).content.decode()
+    assert url(schedule, "run") not in viewer.get(PAGE).content.decode()
     for action in ("run", "pause", "resume"):
         assert viewer.post(url(schedule, action)).status_code == 403
     assert not OrmQ.objects.exists()
@@ -186,4 +339,4 @@ def test_a_real_cluster_runs_it_and_the_page_says_how_it_went(client_of, keeper,
     schedule = make()
     client = client_of(keeper)
     act(client, schedule, "run")
-    wait_until(lambda: "Succeeded" in client.get(CLUSTER).content.decode(), "the page shows the result")
+    wait_until(lambda: "Completed" in client.get(PAGE).content.decode(), "the page shows the result")

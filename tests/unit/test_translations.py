@@ -25,6 +25,7 @@ CLASS_BLOCKS = r"{% block (?:coltype|bodyclass) %}.*?{% endblock %}"
 UNTRANSLATED = {
     "python manage.py qcluster",
     "python manage.py pcrud_schedule_cleanup",
+    "python manage.py pcrud_sync_schedules",
     ", p95",
     "j",
     "k",

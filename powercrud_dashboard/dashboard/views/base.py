@@ -187,6 +187,7 @@ class DashboardView(AccessMixin, ContextMixin, View):
         if access.has_permission(self.request.user, "view_conflictlock"):
             pages.append(PageLink(_("Locks"), self.url("locks"), self.page_name == "locks"))
         if access.has_permission(self.request.user, "view_taskrecord"):
+            pages.append(PageLink(_("Schedules"), self.url("schedules"), self.page_name == "schedules"))
             pages.append(PageLink(_("Cluster"), self.url("cluster"), self.page_name == "cluster"))
         return pages
 

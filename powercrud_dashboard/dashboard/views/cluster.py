@@ -1,32 +1,24 @@
 from __future__ import annotations
 
-import logging
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.contrib import messages
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.db.models import F, Min
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import QueryDict
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.live import no_cluster_runs
-from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPageView
+from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind
 from powercrud_dashboard.q2 import queue, schedules
 from powercrud_dashboard.q2.queue import QueueState
-from powercrud_dashboard.q2.schedules import ScheduleState
 
 #: Clocks that differ by more than this from the database's are named.
 CLOCK_TOLERANCE = timedelta(seconds=5)
@@ -64,16 +56,8 @@ class QueueRow:
     test_url: str
 
 
-@dataclass(frozen=True)
-class ScheduleRow:
-    """A schedule and its buttons, as (label, URL)."""
-
-    state: ScheduleState
-    actions: list[tuple[str, str]]
-
-
 class ClusterView(RefreshingPageView):
-    """Clusters, workers, queues and schedules."""
+    """Clusters, workers and queues."""
 
     page_name = "cluster"
     required_permission = "view_taskrecord"
@@ -88,6 +72,7 @@ class ClusterView(RefreshingPageView):
         processes = list(WorkerProcess.objects.order_by(F("lost_at").asc(nulls_first=True), "host", "pid"))
         offsets = _clock_offsets(processes)
         offsets[socket.gethostname()] = own_offset
+        schedule_count, missed_count = schedules.count()
         oldest = ActiveTask.objects.ready().aggregate(oldest=Min("queued_at"))["oldest"]
         return super().get_context_data(
             title=_("Cluster"),
@@ -109,7 +94,9 @@ class ClusterView(RefreshingPageView):
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
             **self.pauses(),
             oldest_age=now - oldest if oldest else None,
-            schedules=[self._schedule(state) for state in schedules.schedule_states()],
+            schedule_count=schedule_count,
+            missed_count=missed_count,
+            schedules_url=self.url("schedules"),
             **kwargs,
         )
 
@@ -119,17 +106,6 @@ class ClusterView(RefreshingPageView):
         may_test = access.may_test_clusters(self.request.user)
         test_url = self.url("start_test", state.name) if may_test else ""
         return QueueRow(state, f"{self.url('queue')}?{query.urlencode()}", test_url)
-
-    def _schedule(self, state: ScheduleState) -> ScheduleRow:
-        if not access.may_change_schedules(self.request.user):
-            return ScheduleRow(state, [])
-        actions = {
-            "run": _("Run now"),
-            **({"pause": _("Pause")} if state.can_pause else {}),
-            **({"resume": _("Resume")} if state.is_paused else {}),
-        }
-        pk = state.schedule.pk
-        return ScheduleRow(state, [(label, self.url("schedule", pk, name)) for name, label in actions.items()])
 
     @staticmethod
     def _clusters(now: datetime, offsets: dict[str, timedelta], states: list[Any]) -> list[ClusterRow]:
@@ -165,75 +141,3 @@ def _clock_offsets(processes: list[WorkerProcess]) -> dict[str, timedelta]:
     """Return how far the clock of each host was ahead of the database's at its last heartbeat."""
     newest_last = sorted(processes, key=lambda process: process.heartbeat_at)
     return {process.host: process.clock_offset for process in newest_last if process.lost_at is None}
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ScheduleAction:
-    """An action on a schedule, and its messages."""
-
-    #: Returns False if the action is not possible.
-    run: Callable[[Any], object]
-    success_message: Any
-    refusal_message: Any = ""
-
-
-ACTIONS = {
-    "run": ScheduleAction(schedules.run_now, gettext_lazy("“%(schedule)s” was queued to run now.")),
-    "pause": ScheduleAction(
-        schedules.pause,
-        gettext_lazy("“%(schedule)s” is paused."),
-        gettext_lazy("“%(schedule)s” has no further runs to pause."),
-    ),
-    "resume": ScheduleAction(
-        schedules.resume,
-        gettext_lazy("“%(schedule)s” runs again as scheduled."),
-        gettext_lazy("“%(schedule)s” is not paused."),
-    ),
-}
-
-
-class ScheduleActionView(DashboardView):
-    """Run a schedule now, pause it or resume it. The admin log records the user."""
-
-    http_method_names = ["post", "options"]
-    page_name = "cluster"
-    required_permission = "view_taskrecord"
-
-    def post(self, request: HttpRequest, pk: int, action: str) -> HttpResponse:
-        if not access.may_change_schedules(request.user):
-            raise PermissionDenied
-        if action not in ACTIONS:
-            raise Http404
-        schedule = schedules.find(pk)
-        if schedule is None:
-            messages.error(request, _("The schedule no longer exists."))
-        else:
-            self._perform(ACTIONS[action], schedule)
-        return HttpResponseRedirect(self.url("cluster"))
-
-    def _perform(self, action: ScheduleAction, schedule: Any) -> None:
-        name = {"schedule": schedule.name or schedule.func}
-        try:
-            with transaction.atomic():
-                if action.run(schedule) is False:
-                    messages.warning(self.request, action.refusal_message % name)
-                    return
-                LogEntry.objects.log_actions(
-                    self.request.user.pk,  # type: ignore[arg-type]
-                    [schedule],
-                    CHANGE,
-                    str(action.success_message % name),
-                )
-        except Exception as error:
-            # For example: an unavailable broker, invalid arguments, or a cron expression without croniter.
-            logger.exception("Action on schedule %s failed", schedule.pk)
-            messages.error(
-                self.request,
-                _("“%(schedule)s” was not changed (%(error)s). Check the schedule, and that its broker is running.")
-                % {**name, "error": f"{type(error).__name__}: {error}"},
-            )
-            return
-        messages.success(self.request, action.success_message % name)

@@ -69,13 +69,15 @@ def _record(
     run = timedelta(seconds=seconds * chance.lognormvariate(0, 0.5))
     wait = timedelta(seconds=chance.expovariate(1 / (9 if 8 <= ended.hour <= 10 else 1.5)))
     files = chance.randrange(1, 300)
+    is_scheduled = name == "mail_report"
     record = TaskRecord(
         task_name=f"history-{number}",
         label=label,
         func=func,
         status=TaskStatus.FAILED if fails else TaskStatus.SUCCESS,
-        user=user,
-        user_label=USERNAME,
+        user=None if is_scheduled else user,
+        user_label="" if is_scheduled else USERNAME,
+        group="mail report" if is_scheduled else "",
         manager_class="powercrud_dashboard.dashboard_manager.DashboardAsyncManager",
         task_kwargs={"files": files, "format": "html" if is_new and name == "mail_report" else "text"},
         message="" if fails else f"{files} files",
