@@ -62,7 +62,7 @@ def test_every_page_is_in_the_order_of_the_site():
 
 #: Modules at the root whose names are not for users: django-q2, Django and the other modules use them. ``conf`` has the
 #: settings, which have a page.
-NOT_FOR_USERS = {"apps", "async_hooks", "checks", "conf", "text", "urls"}
+NOT_FOR_USERS = {"apps", "async_hooks", "checks", "conf", "schedule_checks", "text", "urls"}
 
 
 def public_names() -> list[str]:
