@@ -88,6 +88,17 @@ def test_the_second_differs_by_the_import_the_mixin_and_one_line():
     ]
 
 
+def test_the_readmes_action(serve, projects, at_once):
+    [block, _task] = re.findall(r"```python\n(.*?)```", (settings.ROOT / "README.md").read_text(), re.S)
+    # The model is registered in another site already.
+    block = block.replace("@admin.register(Project)\n", "").replace("myapp.models", "tests.testapp.models")
+    client = serve(block)
+    record = choose(client, "archive", projects[:2])
+    assert (record.status, record.done_count, record.label) == ("success", 2, "Archive selected projects")
+    assert Project.objects.filter(archived=True).count() == 2
+    assert client.get(ADDRESS).status_code == 200
+
+
 def test_one_object_at_a_time(serve, projects, at_once):
     [block] = blocks_under("One object at a time")
     Project.objects.update(archived=True)

@@ -16,8 +16,9 @@ from django.core.checks import run_checks
 
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import TaskConflict
-from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.models import ConflictLock, TaskRecord
 from powercrud_dashboard.q2 import queue
+from tests.testapp.models import Project
 from tests.workers import run_queue
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -63,6 +64,19 @@ def posted():
         yield f"http://127.0.0.1:{server.server_port}/", found
         server.shutdown()
         thread.join()
+
+
+def test_the_readmes_task_runs(project, make_projects, superuser):
+    _action, task = re.findall(r"```python\n(.*?)```", (settings.ROOT / "README.md").read_text(), re.S)
+    [renamed, other] = make_projects(2)
+    code = project("myapp.tasks", task.replace("myapp", "tests.testapp", 1).replace("myapp.Project", "testapp.Project"))
+    sys.modules["myapp"].tasks = code
+    name = code.launch([renamed.pk], superuser)
+    assert ConflictLock.objects.get().object_id == str(renamed.pk)
+    run_queue()
+    assert TaskRecord.objects.get(task_name=name).status == "success"
+    assert Project.objects.get(pk=renamed.pk).name == f"old {renamed.name}"
+    assert Project.objects.get(pk=other.pk).name == other.name
 
 
 def test_a_webhook_is_posted_by_a_task(project, settings, posted):
