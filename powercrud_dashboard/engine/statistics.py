@@ -130,9 +130,7 @@ class Figures:
         figures = cls(**{name: sums[f"{name}_"] for name in (*NUMBERS, "last_ended_at", "last_failed_at")})
         figures.waits.add_packed(Joined.bytes_of(sums["waits_"]))
         figures.runs.add_packed(Joined.bytes_of(sums["runs_"]))
-        for hosts in json.loads(f"[{sums.get('hosts_', '')}]"):
-            for host, numbers in hosts.items():
-                figures._add_host(host, numbers)
+        figures.hosts = _sums_of_hosts(json.loads(f"[{sums.get('hosts_', '')}]"))
         return figures
 
     def merge(self, other: Figures) -> None:
@@ -174,6 +172,20 @@ class Figures:
             self.release = release or self.release
         if failed_at is not None and (self.last_failed_at is None or failed_at > self.last_failed_at):
             self.last_failed_at = failed_at
+
+
+def _sums_of_hosts(rows: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    """Add up the hosts of many rows."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        for host, (ended, failed, run) in row.items():
+            if (numbers := found.get(host)) is None:
+                found[host] = [ended, failed, run]
+            else:
+                numbers[0] += ended
+                numbers[1] += failed
+                numbers[2] += run
+    return found
 
 
 #: Expressions that add rows up. Their names are those of the columns, which they must not hide, with a line after them.

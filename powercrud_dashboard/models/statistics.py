@@ -7,6 +7,7 @@ import struct
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
+from operator import add
 from typing import Any
 
 from django.db import models
@@ -48,7 +49,7 @@ class Histogram:
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram."""
-        self.counts = [own + added for own, added in zip(self.counts, other.counts, strict=True)]
+        self.counts = list(map(add, self.counts, other.counts))
 
     def pack(self) -> bytes:
         """Return it in three bytes for each interval with a time in it."""
@@ -88,7 +89,8 @@ class Span(models.IntegerChoices):
 
 #: How long rows of a span are kept before they are merged into the next longer one, or deleted.
 KEPT_FOR = {
-    Span.MINUTE: timedelta(hours=2),
+    # The shortest period that the pages show, and a bit more for its first step.
+    Span.MINUTE: timedelta(hours=1, minutes=5),
     Span.HOUR: timedelta(days=8),
     Span.DAY: timedelta(days=366),
 }

@@ -190,10 +190,22 @@ def test_the_number_of_queries_does_not_grow(boss, ended, functions, django_asse
         ended(1, func=f"shop.tasks.number_{number}", ago=400)
     statistics.count_ended()
     ended(3)
-    # Session, user; rows added up in three ways, uncounted, the period before, earlier failures, queues; three of the
-    # pulse.
+    # Session, user; rows of minutes added up in three ways, whether the others have changed, uncounted, the period
+    # before, earlier failures, queues; two of the pulse. The rows of hours and days are added up once.
+    with django_assert_max_num_queries(15):
+        page_of(boss)
     with django_assert_max_num_queries(12):
         page_of(boss)
+
+
+def test_rows_of_hours_that_are_corrected_are_added_up_again(boss, ended):
+    (lost,) = ended(1, ago=400, failed=True, failure_reason="worker_lost")
+    statistics.count_ended()
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100 %"]
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100 %"]
+    TaskRecord.objects.filter(pk=lost.pk).update(status=TaskStatus.SUCCESS, failure_reason="", is_counted=False)
+    statistics.count_ended()
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "0 %"]
 
 
 def test_a_refresh_soon_after_costs_session_and_user(boss, ended, django_assert_max_num_queries):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import django_tables2 as tables
 from django.http import HttpRequest
 from django.utils.formats import number_format
 from django.utils.functional import cached_property
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.dashboard.charts import Series, sparkline
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES
-from powercrud_dashboard.dashboard.formatting import precise_duration
+from powercrud_dashboard.dashboard.formatting import Moment, precise_duration
 from powercrud_dashboard.dashboard.insights import (
     MAX_FUNCTIONS,
     PERIODS,
@@ -28,7 +30,6 @@ from powercrud_dashboard.dashboard.insights import (
     wait_times,
 )
 from powercrud_dashboard.dashboard.pulse import Pulse
-from powercrud_dashboard.dashboard.tables import link, time_html
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskStatistics
 from powercrud_dashboard.models.statuses import TaskStatus
@@ -39,106 +40,114 @@ STALE_AFTER = 30
 #: Queues that can be chosen.
 MAX_QUEUES = 50
 
-_NUMBER = {"td": {"class": "pcrud-number"}, "th": {"class": "pcrud-number"}}
-
 
 def _time_column(label: Any, accessor: Any) -> tables.Column:
-    return tables.Column(
-        verbose_name=label, accessor=accessor, attrs=_NUMBER, initial_sort_descending=True, empty_values=()
-    )
+    return tables.Column(verbose_name=label, accessor=accessor, initial_sort_descending=True)
+
+
+@dataclass(frozen=True)
+class FunctionRow:
+    """What the table shows of a function."""
+
+    url: str
+    name: str
+    #: The parts of the path of its module, after each of which a line may end.
+    module: Sequence[str]
+    #: Label, text and the URL of the tasks behind it ("" for none) of each column with a number.
+    figures: Sequence[tuple[str, str, str]]
+    last_ended: Moment
+    last_ended_url: str
+    #: None if it has never failed.
+    last_failed: Moment | None
+    last_failed_url: str
+    trend: str
 
 
 class FunctionTable(tables.Table):  # type: ignore[misc]
-    """The figures of each function, each with a link to the tasks behind it."""
+    """The figures of each function, each with a link to the tasks behind it. A separate template renders the rows."""
 
-    func = tables.Column(verbose_name=gettext_lazy("Function"), attrs={"td": {"class": "pcrud-label"}})
-    ended = tables.Column(verbose_name=gettext_lazy("Runs"), attrs=_NUMBER, initial_sort_descending=True)
-    failure_rate = tables.Column(verbose_name=gettext_lazy("Failed"), attrs=_NUMBER, initial_sort_descending=True)
+    func = tables.Column(verbose_name=gettext_lazy("Function"))
+    ended = tables.Column(verbose_name=gettext_lazy("Runs"), initial_sort_descending=True)
+    failure_rate = tables.Column(verbose_name=gettext_lazy("Failed"), initial_sort_descending=True)
     wait_p50 = _time_column(gettext_lazy("Wait p50"), "wait__0")
     wait_p95 = _time_column(gettext_lazy("Wait p95"), "wait__1")
     run_p50 = _time_column(gettext_lazy("Run p50"), "run__0")
     run_p95 = _time_column(gettext_lazy("Run p95"), "run__1")
     run_max = _time_column(gettext_lazy("Run max"), "run__2")
-    last_ended_at = tables.Column(verbose_name=gettext_lazy("Last run"), attrs=_NUMBER, initial_sort_descending=True)
-    last_failed_at = tables.Column(
-        verbose_name=gettext_lazy("Last failure"), attrs=_NUMBER, initial_sort_descending=True, empty_values=()
-    )
-    trend = tables.Column(verbose_name=gettext_lazy("Trend"), empty_values=(), orderable=False)
+    last_ended_at = tables.Column(verbose_name=gettext_lazy("Last run"), initial_sort_descending=True)
+    last_failed_at = tables.Column(verbose_name=gettext_lazy("Last failure"), initial_sort_descending=True)
+    trend = tables.Column(verbose_name=gettext_lazy("Trend"), orderable=False)
 
     class Meta:
-        template_name = "powercrud_dashboard/tasks/_table.html"
+        template_name = "powercrud_dashboard/insights/_function_table.html"
         empty_text = gettext_lazy("No task has ended in this period.")
 
     def __init__(self, insights: Insights, view: InsightsView, request: HttpRequest) -> None:
         self._view, self._now = view, insights.now
-        rows = [_row(function) for function in insights.largest_functions]
-        super().__init__(rows, order_by="-ended")
+        # Each link is one of these, with the function.
+        self._tasks_url, self._all_tasks_url = view.tasks_url({}), view.list_url()
+        self._function_url = view.url("function")
+        super().__init__([_row(function) for function in insights.largest_functions], order_by="-ended")
         tables.RequestConfig(request, paginate=False).configure(self)
 
-    def render_func(self, record: dict[str, Any]) -> str:
-        function: FunctionFigures = record["function"]
-        return format_html(
-            '<a href="{}" data-pcrud-row>{}</a> <span class="pcrud-module">{}</span>',
-            self._view.function_url(function.func),
-            function.name or _("(no function)"),
-            # A line may end after each dot.
-            format_html_join(mark_safe(".<wbr>"), "{}", ([part] for part in function.module.split("."))),
-        )
+    @property
+    def function_rows(self) -> list[FunctionRow]:
+        return [self._shown(row.record) for row in self.rows]
 
-    def render_ended(self, record: dict[str, Any]) -> str:
-        return link(self._view.tasks_url(record), number_format(record["ended"], force_grouping=True))
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The headers of the columns, translated once and not for each row."""
+        return {column.name: str(column.header) for column in self.columns}
 
-    def render_failure_rate(self, record: dict[str, Any]) -> str:
-        text = percent(record["failure_rate"])
-        return (
-            link(self._view.tasks_url(record, status=TaskStatus.FAILED, resolution=ALL_FAILURES), text)
-            if record["failure_rate"]
-            else text
-        )
-
-    def render_wait_p50(self, record: dict[str, Any]) -> str:
-        return link(self._view.tasks_url(record), precise_duration(record["wait"][0]) or "–")
-
-    def render_wait_p95(self, record: dict[str, Any]) -> str:
-        return link(self._view.tasks_url(record), precise_duration(record["wait"][1]) or "–")
-
-    def render_run_p50(self, record: dict[str, Any]) -> str:
-        return self._longer_than(record, 0)
-
-    def render_run_p95(self, record: dict[str, Any]) -> str:
-        return self._longer_than(record, 1)
-
-    def render_run_max(self, record: dict[str, Any]) -> str:
+    def _shown(self, row: dict[str, Any]) -> FunctionRow:
+        function: FunctionFigures = row["function"]
+        (wait_p50, wait_p95, _longest), (run_p50, run_p95, run_max) = row["wait"], row["run"]
+        all_of_period = self._tasks(function)
+        failed_url = self._tasks(function, status=TaskStatus.FAILED, resolution=ALL_FAILURES)
         # The longest run is the first.
-        return link(self._view.tasks_url(record, sort="-duration"), precise_duration(record["run"][2]) or "–")
-
-    def _longer_than(self, record: dict[str, Any], number: int) -> str:
-        length = record["run"][number]
-        if length is None:
-            return "–"
-        seconds = f"{length.total_seconds():.3f}"
-        return link(self._view.tasks_url(record, longer_than=seconds, sort="-duration"), precise_duration(length))
-
-    def render_last_ended_at(self, record: dict[str, Any]) -> str:
-        return link(self._view.list_of(function=record["func"]), time_html(record["last_ended_at"], self._now))
-
-    def render_last_failed_at(self, record: dict[str, Any]) -> str:
-        if record["last_failed_at"] is None:
-            return _("never")
-        url = self._view.list_of(function=record["func"], status=TaskStatus.FAILED, resolution=ALL_FAILURES)
-        return link(url, time_html(record["last_failed_at"], self._now))
-
-    def render_trend(self, record: dict[str, Any]) -> str:
-        function: FunctionFigures = record["function"]
-        series = [
-            Series("pcrud-chart-ok", "", function.succeeded_in),
-            Series("pcrud-chart-bad", "", function.failed_in),
-        ]
+        longest_url = self._tasks(function, sort="-duration")
+        last_failed_at = row["last_failed_at"]
         text = _("%(function)s: runs over time, failures on top") % {"function": function.name}
-        return sparkline(series, text)
+        figures = {
+            "ended": (number_format(row["ended"], force_grouping=True), all_of_period),
+            "failure_rate": (percent(row["failure_rate"]), failed_url if row["failure_rate"] else ""),
+            "wait_p50": (precise_duration(wait_p50) or "–", all_of_period),
+            "wait_p95": (precise_duration(wait_p95) or "–", all_of_period),
+            "run_p50": (precise_duration(run_p50) or "–", self._longer_than(function, run_p50)),
+            "run_p95": (precise_duration(run_p95) or "–", self._longer_than(function, run_p95)),
+            "run_max": (precise_duration(run_max) or "–", longest_url),
+        }
+        return FunctionRow(
+            url=f"{self._function_url}?{urlencode({'func': function.func})}" if function.func else "",
+            name=function.name or _("(no function)"),
+            module=function.module.split("."),
+            figures=[(self.labels[name], *figure) for name, figure in figures.items()],
+            last_ended=Moment.of(row["last_ended_at"], self._now),
+            last_ended_url=f"{self._all_tasks_url}?{urlencode({'function': function.func})}",
+            last_failed=Moment.of(last_failed_at, self._now) if last_failed_at else None,
+            last_failed_url=f"{self._all_tasks_url}?"
+            + urlencode({"function": function.func, "status": "failed", "resolution": ALL_FAILURES}),
+            trend=sparkline(
+                [
+                    Series("pcrud-chart-ok", "", function.succeeded_in),
+                    Series("pcrud-chart-bad", "", function.failed_in),
+                ],
+                text,
+            ),
+        )
+
+    def _tasks(self, function: FunctionFigures, **filters: str) -> str:
+        which = {"function": function.func} if function.func else {}
+        return f"{self._tasks_url}&{urlencode({**which, **filters})}"
+
+    def _longer_than(self, function: FunctionFigures, length: timedelta | None) -> str:
+        if length is None:
+            return ""
+        return self._tasks(function, longer_than=f"{length.total_seconds():.3f}", sort="-duration")
 
 
 def _row(function: FunctionFigures) -> dict[str, Any]:
+    """Return what the table is sorted by."""
     return {
         "function": function,
         "func": function.func,
@@ -219,13 +228,14 @@ class InsightsView(RefreshingPageView):
     def _queues(self) -> list[tuple[str, str, bool]]:
         """Return the queues to choose from: value, label, whether it is chosen."""
         chosen = self.request.GET.get("queue", "all")
-        known = set(TaskStatistics.objects.values_list("cluster", flat=True).distinct()[:MAX_QUEUES])
-        names = sorted(known | set(self.insights.queues))
+        names = set(self.insights.queues)
+        if chosen != "all":
+            names |= set(TaskStatistics.objects.values_list("cluster", flat=True).distinct()[:MAX_QUEUES])
         if len(names) < 2 and chosen == "all":
             return []
         return [
             ("all", _("All queues"), chosen == "all"),
-            *((name, name or queue.current_cluster(), name == chosen) for name in names),
+            *((name, name or queue.current_cluster(), name == chosen) for name in sorted(names)),
         ]
 
     def current_version(self) -> str:
