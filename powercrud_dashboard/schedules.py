@@ -198,7 +198,10 @@ def declarations() -> list[ScheduledTask]:
 
 def declared_schedules() -> dict[str, ScheduledTask]:
     """Return the declared schedules by their names; of several with one name the first."""
-    return {declared.name: declared for declared in reversed(declarations())}
+    found: dict[str, ScheduledTask] = {}
+    for declared in declarations():
+        found.setdefault(declared.name, declared)
+    return found
 
 
 @cache
