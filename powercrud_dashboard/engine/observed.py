@@ -66,6 +66,8 @@ class PlainTask:
     label: str = ""
     #: django-q2's own options of the launch, for a retry: ``hook``, ``timeout``, ...
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: The project's release at the launch; None for the one that runs now.
+    release: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ def new_record(name: str, task: PlainTask) -> TaskRecord:
         payload=_payload(task),
         group=clean_text(task.group, NAME_LENGTH),
         cluster=clean_text(task.cluster, NAME_LENGTH),
-        release=release.current(),
+        release=release.current() if task.release is None else task.release,
         source=Source.DJANGO_Q,
         created_at=task.created_at,
     )

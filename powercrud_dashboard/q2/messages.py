@@ -58,8 +58,8 @@ class Message:
             content = SignedPackage.loads(self.payload)
         except BadSignature:
             return {}, _NOT_SIGNED
-        except Exception as error:
-            # Unpickling imports the classes of the arguments.
+        except (Exception, SystemExit) as error:
+            # Unpickling imports the classes of the arguments, and runs their modules.
             return {}, error_summary(error, SHORT)
         return (content, "") if isinstance(content, dict) and "func" in content else ({}, _NO_PACKAGE)
 
