@@ -33,7 +33,7 @@ from powercrud_dashboard.conf import (
     is_valid,
 )
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-from powercrud_dashboard.engine import registry
+from powercrud_dashboard.engine import alert_rules, registry
 from powercrud_dashboard.engine.notices import MIDDLEWARE
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.models.statuses import FINISHED
@@ -73,6 +73,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_unknown_statuses(given),
         *_missing_middleware(given),
         *_unknown_level(given),
+        *_unusable_alerts(given),
     ]
 
 
@@ -220,6 +221,16 @@ def _unknown_level(given: dict[str, Any]) -> Iterator[CheckMessage]:
             "INFO is used instead.",
             hint=f"Set it to one of {', '.join(name for name in levels if name != 'NOTSET')}.",
             id="powercrud_dashboard.E012",
+        )
+
+
+def _unusable_alerts(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    alerts = given.get("DASHBOARD_ALERTS")
+    for mistake in alert_rules.mistakes(alerts) if isinstance(alerts, dict) else ():
+        yield Error(
+            f"{SETTING_NAME}['DASHBOARD_ALERTS'] has the invalid item {mistake.key!r}: {mistake.value!r}.",
+            hint=f"Set it to {mistake.expected}.",
+            id="powercrud_dashboard.E014",
         )
 
 

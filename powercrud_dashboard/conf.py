@@ -89,6 +89,11 @@ class Settings:
     DASHBOARD_MAIL_DEFAULT: bool = True
     #: Where the site is, such as ``"https://example.com"``, for the links in mails.
     DASHBOARD_BASE_URL: str | None = None
+    #: When alerts are opened and who is told of them, see docs/monitoring.md#alerts. ``None`` opens none.
+    DASHBOARD_ALERTS: dict[str, Any] | None = field(default_factory=dict)
+    #: Programs that send this text as a bearer token may read the health address and the metrics, see
+    #: docs/monitoring.md#health. ``None`` leaves them to people with the permission.
+    DASHBOARD_HEALTH_TOKEN: str | None = None
     #: Days to keep ended tasks, by status, such as ``{"success": 30, "failed": 365}``, at most 36,500. Tasks with a
     #: missing status, or with ``None``, are kept.
     DASHBOARD_RETENTION_DAYS: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.utils.crypto import constant_time_compare
+
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
 
@@ -129,6 +131,17 @@ def may_resume(user: User, record: TaskRecord) -> bool:
 def may_pause_queues(user: User) -> bool:
     """Return whether the user may pause and resume queues, and functions on all queues."""
     return has_permission(user, "pause_queue")
+
+
+def may_acknowledge_alerts(user: User) -> bool:
+    return has_permission(user, "acknowledge_alert")
+
+
+def has_monitoring_token(request: HttpRequest) -> bool:
+    """Return whether the request has the bearer token of the settings."""
+    token = app_settings.DASHBOARD_HEALTH_TOKEN
+    scheme, _space, sent = request.headers.get("Authorization", "").partition(" ")
+    return bool(token) and scheme.lower() == "bearer" and constant_time_compare(sent.strip(), token or "")
 
 
 def do_not_renew_session(request: HttpRequest) -> None:

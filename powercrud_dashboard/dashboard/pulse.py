@@ -17,7 +17,7 @@ from django.utils.translation import ngettext
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CAP, CappedCount, Count
 from powercrud_dashboard.engine.processes import max_heartbeat_age
-from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import ActiveTask, Alert, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.pausing import Pause
 from powercrud_dashboard.models.prepared import values_of
@@ -66,6 +66,8 @@ class Pulse:
     open_failures: Count
     #: Whether a queue or a function is paused.
     has_pauses: bool
+    #: Whether there are open alerts that nobody has acknowledged.
+    has_alerts: bool
 
     @classmethod
     def now(cls, open_failures: Count | None = None) -> Pulse:
@@ -146,7 +148,7 @@ def _workers() -> dict[str, tuple[int, int]]:
 def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
     names = frozenset(served | {""} if queue.current_cluster() in served else served)
     counts_failures = open_failures is None
-    number, since, read_at, unserved_queue, ends, run_time, failures, has_pauses, *arrivals = values_of(
+    number, since, read_at, unserved_queue, ends, run_time, failures, has_pauses, has_alerts, *arrivals = values_of(
         lambda: _expressions(names, counts_failures), "pulse", names, counts_failures, CAP
     )
     minutes = PERIOD / timedelta(minutes=1)
@@ -160,6 +162,7 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
         "run_time": run_time,
         "open_failures": open_failures or Count.capped(failures, CAP),
         "has_pauses": bool(has_pauses),
+        "has_alerts": bool(has_alerts),
     }
 
 
@@ -180,6 +183,7 @@ def _expressions(served: Collection[str], counts_failures: bool) -> list[Any]:
         _MeanOf(ran[:SAMPLE]),
         CappedCount(failed[: CAP + 1]) if counts_failures else Value(0),
         Exists(Pause.objects.all()),
+        Exists(Alert.objects.all().open().unacknowledged()),
         *(_number_in("created_at", period * PERIOD) for period in range(PERIODS)),
     ]
 

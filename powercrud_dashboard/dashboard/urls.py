@@ -9,12 +9,14 @@ from django.urls import URLPattern, path, register_converter
 from django.urls.converters import StringConverter
 
 from powercrud_dashboard.dashboard.links import URL_NAME
+from powercrud_dashboard.dashboard.views.alerts import AcknowledgeView, AlertStripView, AlertsView
 from powercrud_dashboard.dashboard.views.base import refreshable
 from powercrud_dashboard.dashboard.views.cluster import ClusterView
 from powercrud_dashboard.dashboard.views.export import ExportView
 from powercrud_dashboard.dashboard.views.failures import FailuresView
 from powercrud_dashboard.dashboard.views.function import FunctionView
 from powercrud_dashboard.dashboard.views.groups import GroupActionView, GroupView
+from powercrud_dashboard.dashboard.views.health import HealthView
 from powercrud_dashboard.dashboard.views.insights import InsightsView
 from powercrud_dashboard.dashboard.views.locks import LockListView, ReleaseLockView
 from powercrud_dashboard.dashboard.views.log import LogView
@@ -83,6 +85,9 @@ def dashboard_urls(
         ("cluster/pause/", PauseQueueView, "pause_queue"),
         ("cluster/resume/", ResumeQueueView, "resume_queue"),
         ("schedules/", ScheduleListView, "schedules"),
+        ("alerts/", AlertsView, "alerts"),
+        ("alerts/strip/", AlertStripView, "alert_strip"),
+        ("alerts/<int:pk>/acknowledge/", AcknowledgeView, "acknowledge"),
         ("schedules/<int:pk>/<slug:action>/", ScheduleActionView, "schedule"),
         ("groups/<pcrud_name:group>/", GroupView, "group"),
         ("groups/<pcrud_name:group>/<slug:action>/", GroupActionView, "group_action"),
@@ -100,7 +105,8 @@ def dashboard_urls(
         ("<int:pk>/resume/", ResumeTaskView, "resume"),
         ("<int:pk>/run-now/", RunNowView, "run_now"),
     ]
-    patterns = []
+    # Programs that read it have no session.
+    patterns = [path("health/", HealthView.as_view(admin_site=admin_site), name=URL_NAME.format("health"))]
     for route, page, name in pages:
         view = page.as_view(admin_site=admin_site)
         patterns.append(path(route, refreshable(wrap(view) if wrap else view), name=URL_NAME.format(name)))

@@ -14,6 +14,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.engine import failures, lifecycle, mails, policy, processes, registry, requests, statistics
+from powercrud_dashboard.engine.alerts import look_after_alerts
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskBusy, TaskConflict
 from powercrud_dashboard.models import (
     ActiveTask,
@@ -101,6 +102,7 @@ class Cleanup:
             self._forget_old_processes,
             self._send_mails,
             self._forget_old_notices,
+            self._look_after_alerts,
         ]
         for step in steps:
             try:
@@ -147,6 +149,10 @@ class Cleanup:
             expired = TaskNotice.objects.all().expired()
             with impatient_transaction():
                 expired._raw_delete(expired.db)
+
+    def _look_after_alerts(self) -> None:
+        if not self._dry_run:
+            look_after_alerts()
 
     def _give_up_all(self, tasks: Iterable[ActiveTask], reason: FailureReason, words: str) -> None:
         for active in tasks:

@@ -242,9 +242,11 @@ def forget_old() -> None:
     """Delete the rows of processes that have ended without saying so, and of those lost long ago."""
     long_silent = WorkerProcess.objects.silent_for(
         10 * app_settings.DASHBOARD_HEARTBEAT_TIMEOUT + IDLE_HEARTBEAT_INTERVAL
-    )
+    ).filter(is_loss_told=False)
+    # Their alerts end when others have taken their places.
+    long_told = WorkerProcess.objects.silent_for(KEEP_LOST * 24 * 60 * 60).filter(is_loss_told=True)
     long_lost = WorkerProcess.objects.lost_for(KEEP_LOST)
-    for rows in (long_silent, long_lost):
+    for rows in (long_silent, long_told, long_lost):
         gone = rows.without_tasks()
         with impatient_transaction():
             gone._raw_delete(gone.db)

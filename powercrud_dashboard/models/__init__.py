@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from powercrud_dashboard.models.alerts import Alert, AlertEvaluation, AlertEvent, AlertKind, AlertMessage
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.cursor import TaskCursor
 from powercrud_dashboard.models.events import TaskEvent
@@ -16,6 +17,11 @@ from powercrud_dashboard.models.statuses import FailureReason, Resolution, Sourc
 
 __all__ = [
     "ActiveTask",
+    "Alert",
+    "AlertEvaluation",
+    "AlertEvent",
+    "AlertKind",
+    "AlertMessage",
     "ConflictLock",
     "FailureReason",
     "NoticePreference",

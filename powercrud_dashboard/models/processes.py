@@ -32,6 +32,10 @@ class WorkerProcessQuerySet(models.QuerySet["WorkerProcess"]):
         """Processes that were declared lost at least so many days ago."""
         return self.filter(lost_at__lt=Now() - timedelta(days=days))
 
+    def tell_loss(self) -> bool:
+        """Note that an alert tells of the loss of these workers. Return whether none has told of some so far."""
+        return self.filter(is_loss_told=False).update(is_loss_told=True) > 0
+
     def without_tasks(self) -> WorkerProcessQuerySet:
         # By name, as the tasks are built on this module.
         active_tasks = apps.get_model("powercrud_dashboard", "ActiveTask").objects.all()
@@ -77,6 +81,8 @@ class WorkerProcess(models.Model):
     clock_at = models.DateTimeField(_("clock at"), null=True, blank=True)
     #: When the process was declared lost, as its heartbeat had stopped.
     lost_at = models.DateTimeField(_("lost at"), null=True, blank=True)
+    #: Whether an alert has told of its loss.
+    is_loss_told = models.BooleanField(_("loss is told"), default=False)
 
     objects = WorkerProcessManager()
 

@@ -386,6 +386,23 @@ def is_shared_cache(alias: str) -> bool:
     return not isinstance(caches[alias], LocMemCache | DummyCache)
 
 
+def broker_answers() -> bool:
+    """Return whether the broker can be reached. With a queue in the coordination database no query is made."""
+    alias = broker_database()
+    if alias is not None and alias == coordination_db():
+        # Its owner has been asked already.
+        return True
+    try:
+        if alias is not None:
+            OrmQ.objects.using(alias).exists()
+        else:
+            get_broker().queue_size()
+    except Exception:
+        logger.warning("The broker can't be reached", exc_info=True)
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class QueueState:
     """How many messages wait in a queue, and how many clusters have taken and not acknowledged."""

@@ -179,6 +179,12 @@ def count() -> tuple[int, int]:
     return len(states), sum(state.missed_since is not None for state in states)
 
 
+def missed() -> list[tuple[str, datetime]]:
+    """Return the names of the schedules that are missed, and when they were due."""
+    states = [ScheduleState(schedule) for schedule in Schedule.objects.only("name", "next_run", "repeats")]
+    return [(it.schedule.name or str(it.schedule.pk), due) for it in states if (due := it.missed_since) is not None]
+
+
 def find(pk: int) -> Schedule | None:
     """Return the schedule with this key, if there is one."""
     return Schedule.objects.filter(pk=pk).first()

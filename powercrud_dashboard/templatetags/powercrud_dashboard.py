@@ -16,23 +16,27 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext, gettext_lazy
+from django_htmx.middleware import HtmxDetails
 
 from powercrud_dashboard.dashboard import access, formatting
 from powercrud_dashboard.dashboard.formatting import Moment
-from powercrud_dashboard.dashboard.links import dashboard_url
+from powercrud_dashboard.dashboard.links import URL_NAME, dashboard_url
 from powercrud_dashboard.dashboard.listing import Count, Listing, capped_counts
 from powercrud_dashboard.dashboard.notices import outcome_of, subject_of
 from powercrud_dashboard.dashboard.pulse import Pulse
 from powercrud_dashboard.dashboard.statuses import WAITING, ShownStatus, shown_status
 from powercrud_dashboard.dashboard.tray import Tray
 from powercrud_dashboard.dashboard.views.base import refresh_interval
+from powercrud_dashboard.engine import alert_messages
 from powercrud_dashboard.exceptions import ClusterStopping
-from powercrud_dashboard.models import TaskStatus
+from powercrud_dashboard.models import Alert, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.text import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from django.http import HttpRequest
 
     from powercrud_dashboard.dashboard.access import User
     from powercrud_dashboard.dashboard.live import LiveTask
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from powercrud_dashboard.models import TaskEvent, TaskLogLine, TaskRecord
 
 register = template.Library()
+
+#: Alerts that the strip shows, and the seconds after which it refreshes itself.
+SHOWN_ALERTS = 3
+ALERT_INTERVAL = 30
 
 EVENT_LABELS = {
     "create": gettext_lazy("Queued"),
@@ -170,6 +178,54 @@ def notifications_path(site_name: str = "") -> str:
     return dashboard_url(site_name or admin.site.name, "notifications")
 
 
+register.filter("alert_text", alert_messages.text_of)
+
+
+@register.simple_tag
+def alerts_path() -> str:
+    """Return the path of the page of alerts, for a mail."""
+    return dashboard_url(admin.site.name, "alerts")
+
+
+@register.simple_tag(takes_context=True)
+def alert_url(context: Context, alert: Alert) -> str:
+    """Return the address at which an alert is acknowledged."""
+    return _url_here(context["request"], "acknowledge", alert.pk)
+
+
+def _url_here(request: HttpRequest, page: str, *args: object) -> str:
+    """Return the address of a page where the current one is: in an admin site, or outside of it."""
+    match = request.resolver_match
+    if match and match.app_name == "powercrud_dashboard":
+        return reverse(f"{match.namespace}:{URL_NAME.format(page)}", args=args)
+    return dashboard_url(getattr(request, "current_app", None) or (match.namespace if match else None), page, *args)
+
+
+@register.inclusion_tag("powercrud_dashboard/alerts/_strip.html", takes_context=True)
+def alert_strip(context: Context) -> dict[str, Any]:
+    """Show the open alerts that nobody has acknowledged, to those who may view all tasks."""
+    request = context["request"]
+    if not access.has_permission(request.user, "view_taskrecord"):
+        return {}
+    found = Alert.objects.all().open().unacknowledged().order_by("-opened_at", "-pk")
+    pulse = context.get("pulse")
+    # Where the pulse is shown, it knows whether there are any.
+    shown = list(found[: SHOWN_ALERTS + 1]) if pulse is None or pulse.has_alerts else []
+    return {
+        "request": request,
+        "csrf_token": context.get("csrf_token"),
+        "now": context.get("now"),
+        "alerts": shown[:SHOWN_ALERTS],
+        "has_more": len(shown) > SHOWN_ALERTS,
+        "alerts_url": _url_here(request, "alerts"),
+        "strip_url": _url_here(request, "alert_strip"),
+        # Only pages that refresh themselves have htmx.
+        "strip_interval": ALERT_INTERVAL if refresh_interval(request) and "pages" in context else 0,
+        "may_acknowledge": access.may_acknowledge_alerts(request.user),
+        "next": HtmxDetails(request).current_url_abs_path or request.get_full_path(),
+    }
+
+
 @register.inclusion_tag("powercrud_dashboard/tray/header.html", takes_context=True)
 def task_tray(context: Context) -> dict[str, Any]:
     """Show the user's running tasks, and those that have ended and were not seen, in the header of the admin."""
@@ -224,6 +280,8 @@ def task_panel(context: Context) -> dict[str, Any]:
     request = context["request"]
     site = getattr(request, "current_app", None)
     return {
+        "request": request,
+        "csrf_token": context.get("csrf_token"),
         "lines": panel_lines(request.user),
         "pulse": Pulse.now() if access.has_permission(request.user, "view_taskrecord") else None,
         "list_url": reverse("admin:powercrud_dashboard_taskrecord_changelist", current_app=site),

@@ -22,6 +22,7 @@ import django, json
 django.setup()
 from django.db import transaction
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.engine.health import Health
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 
@@ -71,6 +72,7 @@ seen["retry is recorded"] = TaskRecord.objects.get(task_name="5").events.filter(
 for name in ("1", "3", "4", "5", "6"):
     record = TaskRecord.objects.get(task_name=name)
     seen[name] = [record.status, record.failure_reason, record.error.partition(".")[0]]
+seen["health"] = [reason["code"] for reason in Health.now().reasons]
 seen["left"] = ActiveTask.objects.count() + ConflictLock.objects.count()
 print(json.dumps(seen))
 """
@@ -98,4 +100,5 @@ def test_a_broker_that_is_down_leaves_a_failed_record_no_lock_and_an_error():
     assert seen["callbacks"] == ["before", "between", "after", "after a rollback"]
     assert seen["retries"] == [[seen["error of a retry"], "failed"]]
     assert seen["retry is recorded"]
+    assert seen["health"] == ["no_workers", "broker"]
     assert seen["left"] == 0

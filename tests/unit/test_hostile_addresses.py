@@ -11,6 +11,7 @@ from django.urls import reverse
 
 from powercrud_dashboard.dashboard.urls import URL_NAME, dashboard_urls
 from powercrud_dashboard.models import TaskRecord
+from tests.alerting import worker
 from tests.clicks import CHANGELIST, TASKS
 from tests.testapp import tasks
 
@@ -66,6 +67,9 @@ READ_ONLY = (
     "files/1/",
     "change/",
     "raw/",
+    "alerts/",
+    "strip/",
+    "health/",
 )
 PAGES = [str(pattern.name) for pattern in dashboard_urls()]
 #: 286 ends the polling of an ended task.
@@ -100,6 +104,8 @@ def addresses(boss, manager, record_of) -> list[str]:
     """The address of each page, of a real task where it needs one."""
     manager.launch_async_task(tasks.add, 1, task_key="ended", sync=True)
     manager.launch_async_task(tasks.add, 1, task_key="queued", group="trio", conflict_ids={"testapp.Project": {1}})
+    # Without one the health address tells of an error.
+    worker(1)
     pk = record_of("ended").pk
     arguments = {
         URL_NAME.format("export"): ["csv"],
@@ -109,6 +115,7 @@ def addresses(boss, manager, record_of) -> list[str]:
         URL_NAME.format("release"): [1],
         URL_NAME.format("delete_message"): ["default", "1.a"],
         URL_NAME.format("run_next"): ["default", "1.a"],
+        URL_NAME.format("acknowledge"): [1],
         URL_NAME.format("start_test"): ["default"],
         URL_NAME.format("schedule"): [1, "run"],
     }

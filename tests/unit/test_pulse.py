@@ -40,6 +40,7 @@ def pulse(**facts) -> Pulse:
         "run_time": timedelta(minutes=1),
         "open_failures": Count(0),
         "has_pauses": False,
+        "has_alerts": False,
     }
     return Pulse(**{**usual, **facts})
 

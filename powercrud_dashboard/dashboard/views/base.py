@@ -189,6 +189,7 @@ class DashboardView(AccessMixin, ContextMixin, View):
         if access.has_permission(self.request.user, "view_taskrecord"):
             pages.append(PageLink(_("Schedules"), self.url("schedules"), self.page_name == "schedules"))
             pages.append(PageLink(_("Cluster"), self.url("cluster"), self.page_name == "cluster"))
+            pages.append(PageLink(_("Alerts"), self.url("alerts"), self.page_name == "alerts"))
         return pages
 
     def retry(self, record: TaskRecord, **changes: Any) -> TaskRecord:

@@ -14,14 +14,12 @@ from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.live import no_cluster_runs
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.engine.processes import max_heartbeat_age
+from powercrud_dashboard.engine.vitals import CLOCK_TOLERANCE
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind
 from powercrud_dashboard.q2 import queue, schedules
 from powercrud_dashboard.q2.queue import QueueState
-
-#: Clocks that differ by more than this from the database's are named.
-CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)

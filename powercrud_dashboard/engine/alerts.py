@@ -1,0 +1,265 @@
+"""Open alerts when something goes wrong, and end them when that is over.
+
+The processes of an installation take turns, and each change is one conditional statement. So an alert is opened once,
+also if two processes evaluate at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections
+from django.db.models import Count, Q
+from django.utils import timezone
+
+from powercrud_dashboard.engine import alert_messages
+from powercrud_dashboard.engine.alert_rules import Limits, Rules
+from powercrud_dashboard.engine.launch import runs_in_caller
+from powercrud_dashboard.engine.vitals import Workers, waiting_by_queue
+from powercrud_dashboard.models import (
+    Alert,
+    AlertEvaluation,
+    AlertEvent,
+    AlertKind,
+    AlertMessage,
+    Resolution,
+    TaskRecord,
+    TaskStatus,
+    WorkerProcess,
+)
+from powercrud_dashboard.models.database import impatient_transaction
+from powercrud_dashboard.q2 import queue, schedules
+
+logger = logging.getLogger(__name__)
+
+#: Seconds of waiting for SQLite's write lock after which no worker is judged: its heartbeat may have waited as well.
+WAITED = 0.5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong now."""
+
+    kind: AlertKind
+    subject: str
+    details: dict[str, Any] = field(default_factory=dict)
+    #: The lost workers that it is about.
+    workers: tuple[WorkerProcess, ...] = ()
+
+    @property
+    def may_open(self) -> bool:
+        """Whether it opens an alert, or keeps one open only: each loss of a worker is told once."""
+        return self.kind != AlertKind.WORKERS_LOST or not all(worker.is_loss_told for worker in self.workers)
+
+    def tell_losses(self) -> bool:
+        """Note that the losses of these workers are told. Return whether some were not."""
+        untold = [worker.pk for worker in self.workers if not worker.is_loss_told]
+        return bool(untold) and WorkerProcess.objects.filter(pk__in=untold).tell_loss()
+
+
+def evaluate() -> bool:
+    """Open and end alerts, if it is time. Return whether this process did that.
+
+    Raises:
+        TaskBusy: if another session has the rows locked and does not finish.
+    """
+    if not AlertEvaluation.objects.is_due():
+        return False
+    began = time.monotonic()
+    with impatient_transaction():
+        if not AlertEvaluation.objects.claim():
+            return False
+    rules = Rules()
+    found, judged = _judge(rules, judges_workers=time.monotonic() - began < WAITED)
+    open_alerts = {(alert.kind, alert.subject): alert for alert in Alert.objects.all().open()}
+    for key, problem in found.items():
+        if key in open_alerts:
+            problem.tell_losses()
+        elif problem.may_open:
+            _open(problem, rules.channels)
+    for key, alert in open_alerts.items():
+        if key not in found and alert.kind in judged:
+            _resolve(alert, rules.channels)
+    return True
+
+
+def look_after_alerts() -> None:
+    """Evaluate, send what is due, and delete the alerts that have ended long ago."""
+    evaluate()
+    alert_messages.send_due()
+    with impatient_transaction():
+        Alert.objects.all().outdated().delete()
+
+
+class _InBackground:
+    """Something that a thread of a web process does when it is asked to, unless one is at it."""
+
+    def __init__(self, name: str, do: Callable[[], object]) -> None:
+        self._name = name
+        self._do = do
+        self._is_running = threading.Lock()
+
+    def start(self) -> None:
+        if self._is_running.acquire(blocking=False):
+            threading.Thread(target=self._run, name=f"powercrud-dashboard-{self._name}", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._do()
+        except Exception:
+            # The database may be away for a while.
+            logger.warning("The thread %s failed", self._name, exc_info=True)
+        finally:
+            connections.close_all()
+            self._is_running.release()
+
+
+#: A mail server that does not answer holds up no evaluation.
+_sending = _InBackground("alert-messages", alert_messages.send_due)
+
+
+def _evaluate_and_send() -> None:
+    evaluate()
+    _sending.start()
+
+
+_evaluating = _InBackground("alerts", _evaluate_and_send)
+
+
+def evaluate_in_background() -> None:
+    """Evaluate in a thread, and send what is due in another one: the caller waits for neither."""
+    _evaluating.start()
+
+
+def _judge(rules: Rules, *, judges_workers: bool) -> tuple[dict[tuple[str, str], Problem], set[str]]:
+    """Return what is wrong, and the kinds of alerts that could be judged."""
+    parts: list[tuple[Callable[[Rules], Iterable[Problem]], set[str]]] = [
+        (_of_queues, {AlertKind.OLDEST_WAIT, AlertKind.QUEUE_DEPTH, AlertKind.NO_WORKERS, AlertKind.WORKERS_LOST}),
+        (_of_failures, {AlertKind.FAILURE_RATE}),
+        (_of_schedules, {AlertKind.MISSED_SCHEDULE}),
+    ]
+    found: dict[tuple[str, str], Problem] = {}
+    judged: set[str] = set()
+    for part, kinds in parts:
+        try:
+            found.update({(problem.kind, problem.subject): problem for problem in part(rules)})
+        except Exception:
+            # django-q2's tables may be in another database, for instance, which is away.
+            logger.exception("Alerts of the kinds %s can't be judged now", ", ".join(sorted(kinds)))
+        else:
+            judged |= kinds
+    if not judges_workers:
+        of_workers = {AlertKind.NO_WORKERS, AlertKind.WORKERS_LOST}
+        return {key: problem for key, problem in found.items() if problem.kind not in of_workers}, judged - of_workers
+    return found, judged
+
+
+def _open(problem: Problem, channels: list[str]) -> None:
+    with impatient_transaction():
+        if not problem.tell_losses() and problem.kind == AlertKind.WORKERS_LOST:
+            return
+        alert = Alert.objects.open_one(problem.kind, problem.subject, problem.details)
+        if alert is None:
+            return
+        AlertMessage.objects.add(alert.pk, AlertEvent.OPENED, channels)
+    logger.warning("Alert: %s", alert_messages.text_of(alert))
+
+
+def _resolve(alert: Alert, channels: list[str]) -> None:
+    with impatient_transaction():
+        if not Alert.objects.filter(pk=alert.pk).resolve():
+            return
+        AlertMessage.objects.add(alert.pk, AlertEvent.RESOLVED, channels)
+    logger.info("Alert resolved: %s", alert_messages.text_of(alert))
+
+
+# What is wrong
+
+
+def _of_queues(rules: Rules) -> Iterator[Problem]:
+    waiting, workers = waiting_by_queue(), Workers.now()
+    for name, its in waiting.items():
+        wait = rules.limits(AlertKind.OLDEST_WAIT, "queues", name)
+        if wait is not None and its.oldest_wait >= timedelta(seconds=wait["seconds"]):
+            yield Problem(AlertKind.OLDEST_WAIT, name, {"seconds": int(its.oldest_wait.total_seconds())})
+        depth = rules.limits(AlertKind.QUEUE_DEPTH, "queues", name)
+        if depth is not None and its.tasks >= depth["tasks"]:
+            yield Problem(AlertKind.QUEUE_DEPTH, name, {"tasks": its.tasks})
+    if runs_in_caller():
+        return
+    if rules.limits(AlertKind.NO_WORKERS) is not None:
+        # With some workers alive, a queue that has none is missed as soon as a task waits there.
+        without = set(waiting) - workers.queues if workers.alive else {""}
+        # If all are lost, that is one alert.
+        lost = () if workers.alive else tuple(workers.gone)
+        yield from (Problem(AlertKind.NO_WORKERS, name, workers=lost) for name in without)
+    if rules.limits(AlertKind.WORKERS_LOST) is not None:
+        yield from _lost_workers(workers)
+
+
+def _lost_workers(workers: Workers) -> Iterator[Problem]:
+    missing = {worker.pk for worker in workers.not_replaced}
+    for worker in workers.lost:
+        # Without any worker alive it is not one that is lost.
+        if worker.pk in missing if worker.is_loss_told else workers.alive:
+            details = {"host": worker.host, "pid": worker.pid, "queue": worker.cluster, "identity": worker.pk}
+            yield Problem(AlertKind.WORKERS_LOST, f"{worker.host} {worker.pid}", details, (worker,))
+
+
+def _of_failures(rules: Rules) -> Iterator[Problem]:
+    """Functions, and queues that have limits of their own, of whose ended tasks too many failed for good.
+
+    A task that succeeded in a later attempt has not failed. A failure that is settled by a later try, or dismissed, is
+    none either.
+    """
+    kind = AlertKind.FAILURE_RATE
+    named = [rules.limits(kind, scope, name) for scope in ("functions", "queues") for name in rules.names(kind, scope)]
+    windows = {int(limits["minutes"]) for limits in (rules.limits(kind), *named) if limits is not None}
+    if not windows:
+        return
+    now = timezone.now()
+    completed = Q(status=TaskStatus.SUCCESS)
+    failed = Q(status=TaskStatus.FAILED, resolution=Resolution.OPEN, superseded=False)
+    ended = TaskRecord.objects.filter(completed | failed, finished_at__gt=now - timedelta(minutes=max(windows)))
+    counts: dict[str, Any] = {}
+    for minutes in windows:
+        within = Q(finished_at__gt=now - timedelta(minutes=minutes))
+        counts[f"ended_{minutes}"] = Count("pk", filter=within)
+        counts[f"failed_{minutes}"] = Count("pk", filter=within & failed)
+    rows: list[Any] = list(ended.order_by().values("func", "cluster").annotate(**counts))
+    for func in {row["func"] for row in rows}:
+        limits = rules.limits(kind, "functions", func)
+        yield from _too_many(limits, func, {"function": func}, [row for row in rows if row["func"] == func])
+    for name in rules.names(kind, "queues"):
+        limits = rules.limits(kind, "queues", name)
+        of_queue = [row for row in rows if (row["cluster"] or queue.main_cluster()) == name]
+        yield from _too_many(limits, f"queue:{name}", {"queue": name}, of_queue)
+
+
+def _too_many(
+    limits: Limits | None, subject: str, details: dict[str, Any], rows: list[dict[str, Any]]
+) -> Iterator[Problem]:
+    if limits is None:
+        return
+    minutes = int(limits["minutes"])
+    ended, failed = (sum(row[f"{name}_{minutes}"] for row in rows) for name in ("ended", "failed"))
+    if ended >= limits["at_least"] and failed >= limits["share"] * ended:
+        figures = {"failed": failed, "ended": ended, "minutes": minutes}
+        yield Problem(AlertKind.FAILURE_RATE, subject, {**details, **figures})
+
+
+def _of_schedules(rules: Rules) -> Iterator[Problem]:
+    now = timezone.now()
+    kind = AlertKind.MISSED_SCHEDULE
+    if rules.limits(kind) is None and not rules.names(kind, "schedules"):
+        return
+    for name, due in schedules.missed():
+        limits = rules.limits(kind, "schedules", name)
+        if limits is not None and now - due >= timedelta(seconds=limits["seconds"]):
+            yield Problem(kind, name, {"due_at": due.isoformat()})

@@ -1,0 +1,60 @@
+"""What the tests of alerts need: the next evaluation, workers as their rows show them, and somebody to be told."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+
+from django.utils import timezone
+
+from powercrud_dashboard.engine import alerts
+from powercrud_dashboard.models import Alert, AlertEvaluation, TaskRecord, WorkerProcess
+from powercrud_dashboard.q2 import queue
+
+#: What ``tell`` was told.
+told: list[dict] = []
+
+
+def tell(alert: dict) -> None:
+    told.append(alert)
+
+
+def refuse(alert: dict) -> None:
+    raise ConnectionError("nobody there")
+
+
+def evaluate() -> None:
+    """Evaluate as if half a minute had passed."""
+    AlertEvaluation.objects.all().delete()
+    assert alerts.evaluate()
+
+
+def worker(pid: int, *, started: float = 3_600, silent: float = 0, cluster: str | None = None) -> WorkerProcess:
+    """A worker on another host that was started, and has sent its last heartbeat, so many seconds ago."""
+    now = timezone.now()
+    return WorkerProcess.objects.create(
+        identity=uuid.uuid4().hex,
+        host="web1",
+        pid=pid,
+        cluster=queue.current_cluster() if cluster is None else cluster,
+        started_at=now - timedelta(seconds=started),
+        heartbeat_at=now - timedelta(seconds=silent),
+        clock_at=now - timedelta(seconds=silent),
+    )
+
+
+def ended(count: int, status: str, *, func: str = "app.work", minutes: float = 1, **fields: object) -> None:
+    """Tasks that have ended so many minutes ago."""
+    at = timezone.now() - timedelta(minutes=minutes)
+    TaskRecord.objects.bulk_create(
+        TaskRecord(task_name=uuid.uuid4().hex, label=func, func=func, status=status, finished_at=at, **fields)
+        for _number in range(count)
+    )
+
+
+def open_alerts() -> list[tuple[str, str]]:
+    return sorted(Alert.objects.all().open().values_list("kind", "subject"))
+
+
+def past_alerts() -> list[tuple[str, str]]:
+    return sorted(Alert.objects.all().past().values_list("kind", "subject"))
