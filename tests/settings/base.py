@@ -120,13 +120,15 @@ Q_CLUSTER = {
     "timeout": 60,
     "retry": 90,
     "poll": 0.05,
-    "guard_cycle": 0.2,
+    "guard_cycle": float(os.environ.get("PCRUD_TEST_GUARD_CYCLE", "0.2")),
     "orm": "default",
     "log_level": "WARNING",
 }
 
 # Real clusters are quick to notice a dead worker, so that the tests are quick too.
 POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default", "DASHBOARD_HEARTBEAT_TIMEOUT": 5}
+if os.environ.get("PCRUD_TEST_SCHEDULES"):
+    POWERCRUD_SETTINGS["DASHBOARD_SCHEDULE_LOCKS"] = {"plain": True}
 
 # As a project sets the level of its own loggers.
 LOGGING = {
