@@ -19,6 +19,7 @@ class PowercrudDashboardConfig(AppConfig):
     def ready(self) -> None:
         from powercrud_dashboard import checks, schedule_checks, schedules  # noqa: F401
         from powercrud_dashboard.conf import app_settings
+        from powercrud_dashboard.worker import observe as plain_tasks
         from powercrud_dashboard.worker import process  # noqa: F401
 
         if apps.is_installed("powercrud"):
@@ -31,6 +32,7 @@ class PowercrudDashboardConfig(AppConfig):
             observe.connect()
         if app_settings.DASHBOARD_SCHEDULE_LOCKS:
             schedules.connect_locks()
+        plain_tasks.connect()
         post_migrate.connect(_ensure_search_index, sender=self)
         post_migrate.connect(schedules.sync_after_migrate, sender=self)
 

@@ -30,6 +30,7 @@ from powercrud_dashboard.conf import (
     SETTING_TYPES,
     app_settings,
     is_retention,
+    is_share,
     is_valid,
 )
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
@@ -71,6 +72,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_invalid_managers(given),
         *_unusable_in_views(given),
         *_unknown_statuses(given),
+        *_invalid_shares(given),
         *_missing_middleware(given),
         *_unknown_level(given),
         *_unusable_alerts(given),
@@ -194,6 +196,17 @@ def _unknown_statuses(given: dict[str, Any]) -> Iterator[CheckMessage]:
                 hint="Map 'success', 'failed' or 'cancelled' to a number of days, at most "
                 f"{MAX_RETENTION_DAYS:,}, or to None to keep all records.",
                 id="powercrud_dashboard.E005",
+            )
+
+
+def _invalid_shares(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    shares = given.get("DASHBOARD_TRACK_SAMPLE")
+    for pattern, share in shares.items() if isinstance(shares, dict) else ():
+        if not (isinstance(pattern, str) and is_share(share)):
+            yield Error(
+                f"{SETTING_NAME}['DASHBOARD_TRACK_SAMPLE'] has the invalid item {pattern!r}: {share!r}.",
+                hint="Map a pattern of function paths to the share that is recorded, from 0 to 1.",
+                id="powercrud_dashboard.E014",
             )
 
 

@@ -64,8 +64,20 @@ class Settings:
     #: default is used instead of a path that can't be imported, which is logged. See docs/manager.md#history.
     DASHBOARD_RECORDER: str | None = "powercrud_dashboard.dashboard_manager.DashboardAsyncManager"
     #: Which tasks are recorded: ``"all"``, or ``"own"`` for those that managers of this package launch. See
-    #: docs/django-tasks.md#observed-tasks.
+    #: docs/django-q2.md and docs/django-tasks.md#observed-tasks.
     DASHBOARD_TRACK: str = "all"
+    #: Patterns of function paths, such as ``"shop.tasks.*"``: of the tasks of plain django-q2, only those are recorded
+    #: that match one.
+    DASHBOARD_TRACK_INCLUDE: list[str] = field(default_factory=lambda: ["*"])
+    #: Patterns of the functions whose tasks are left out.
+    DASHBOARD_TRACK_EXCLUDE: list[str] = field(default_factory=list)
+    #: The share of the tasks that is recorded, by pattern, such as ``{"shop.tasks.ping": 0.01}``: the first pattern
+    #: that matches decides. The others are counted in the statistics, and recorded if they fail.
+    DASHBOARD_TRACK_SAMPLE: dict[str, Any] = field(default_factory=dict)
+    #: Days to keep ended tasks of plain django-q2, unless ``DASHBOARD_RETENTION_DAYS`` is shorter. ``None`` keeps them.
+    DASHBOARD_TRACK_RETENTION_DAYS: int | None = 7
+    #: Maximum number of records of plain django-q2's tasks: cleanup deletes the oldest above it. ``None`` is no limit.
+    DASHBOARD_TRACK_MAX_RECORDS: int | None = 100_000
     #: Maximum number of objects kept by name for each task, and as many more that failed. The counts are always exact.
     DASHBOARD_OBJECT_LIMIT: int = 10_000
     #: Maximum number of events kept for each task. Later progress and log events are dropped; changes of its state are
@@ -162,6 +174,11 @@ def is_retention(days: object) -> bool:
     if days is None:
         return True
     return isinstance(days, int | float) and not isinstance(days, bool) and 0 <= days <= MAX_RETENTION_DAYS
+
+
+def is_share(value: object) -> bool:
+    """Return whether this is a share: a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _has_type(value: object, expected: Any) -> bool:

@@ -143,6 +143,50 @@ def record_ended(tasks: Iterable[EndedTask]) -> int:
     return written
 
 
+def record_queued(tasks: Iterable[PlainTask]) -> int:
+    """Write that tasks of plain django-q2 wait in their queue. Those that have a record are known already.
+
+    Returns:
+        How many were written. 0 where no history is kept.
+
+    Raises:
+        TaskBusy, DatabaseError: if they can't be written.
+    """
+    if registry.recorder_for(None) is None:
+        return 0
+    by_name = {_fitting(task.id): task for task in tasks}
+    try:
+        with impatient_transaction():
+            known = _known({*by_name, *(storable(task.name) for task in by_name.values())})
+            new = {name: task for name, task in by_name.items() if not {name, storable(task.name)} & known.keys()}
+            _insert([new_record(name, task) for name, task in new.items()], new)
+    except IntegrityError:
+        # Somebody else has inserted one of them at this moment; the next look finds the others.
+        return 0
+    return len(new)
+
+
+def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
+    """Write, in the open transaction, that a worker has begun a task; its place is given as in a ``start`` event.
+
+    Raises:
+        DatabaseError: if it can't be written.
+    """
+    recorder = registry.recorder_for(None)
+    if recorder is None:
+        return
+    name = _fitting(task.id)
+    known = _known({name, storable(task.name)})
+    by_manager = known.get(storable(task.name))
+    if by_manager is not None and by_manager.source == "":
+        return
+    if (record := known.get(name)) is None:
+        _insert([new_record(name, task)], {name: task})
+    elif record.source != Source.DJANGO_Q:
+        return
+    recorder.record_lifecycle_events(name, [("start", {"attempt": 1, "timestamp": started_at, **where})])
+
+
 def _write_part(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
     for tries_left in reversed(range(TRIES)):
         try:
@@ -210,7 +254,7 @@ def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
     return True
 
 
-def _insert(records: list[TaskRecord], tasks: Mapping[str, EndedTask]) -> None:
+def _insert(records: list[TaskRecord], tasks: Mapping[str, PlainTask]) -> None:
     if not records:
         return
     _ADD_RECORDS.insert(records)
@@ -277,9 +321,11 @@ def _start_of(task: EndedTask, started_at: datetime) -> dict[str, Any]:
     return {"attempt": task.attempts, "timestamp": started_at, **worker}
 
 
-def _lines(task: EndedTask) -> list[dict[str, Any]]:
+def _lines(task: PlainTask) -> list[dict[str, Any]]:
     """Return the lines of the timeline, by the fields of the events."""
     lines = [_line("create", task.created_at, _OBSERVED(name=task.name))]
+    if not isinstance(task, EndedTask):
+        return lines
     if task.started_at is not None:
         lines.append(_line("start", task.started_at, payload=_start_details(task)))
     if (failure := _failure_of(task)) is None:

@@ -191,6 +191,13 @@ def find_lost(*conditions: Any, **tasks: Any) -> list[ActiveTask]:
     return lost
 
 
+def declare_silent_lost(chosen: QuerySet[WorkerProcess]) -> None:
+    """Declare those of these processes lost that are silent; it takes some seconds if there are such."""
+    silent = chosen & WorkerProcess.objects.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT)
+    if silent.exists():
+        _declare_lost(silent)
+
+
 def seem_lost() -> list[ActiveTask]:
     """Return the running tasks whose processes are lost, or are silent for so long that they would be watched."""
     silent = WorkerProcess.objects.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT)

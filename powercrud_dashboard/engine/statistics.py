@@ -245,6 +245,22 @@ def count_records(pks: list[int]) -> int:
     return len(rows)
 
 
+def count_ends(ends: Iterable[End]) -> None:
+    """Count ended tasks of which there are no records.
+
+    Raises:
+        TaskBusy: if another process counts and does not finish.
+    """
+    now = timezone.now()
+    changes: dict[Key, Figures] = {}
+    for end in ends:
+        if (span := span_for(end.ended_at, now)) is not None:
+            changes.setdefault(Key.of(end, span), Figures()).add(end)
+    with impatient_transaction():
+        take_turn(TURN)
+        _save(changes)
+
+
 def uncounted(at_most: int, **which: Any) -> tuple[list[End], bool]:
     """Return the newest ended tasks that are not counted yet, and whether there are more than ``at_most``."""
     newest = TaskRecord.objects.uncounted().filter(**which).order_by("-finished_at")

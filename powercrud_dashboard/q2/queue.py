@@ -39,6 +39,8 @@ COMPLETION_HOOK = "powercrud_dashboard.async_hooks.task_completion_hook"
 FRESH_STATE_AFTER = timedelta(seconds=1.5)
 #: Seconds within which each cluster must have been seen without a message in hand.
 SEEN_WITHIN = 6.0
+#: What the names of probes begin with.
+PROBE_PREFIX = "pcrud-probe-"
 #: Messages that are looked through in a queue; in a longer one nothing is missed.
 LISTED_AT_MOST = 20_000
 
@@ -196,7 +198,7 @@ def missing_from(cluster: str, task_names: Collection[str]) -> set[str] | None:
 
 
 def _queued_names(broker: Broker) -> set[str] | None:
-    """Return the names of the tasks in a queue; None if they can't be listed."""
+    """Return the names and ids of the tasks in a queue; None if they can't be listed."""
     size = broker.queue_size() + (broker.lock_size() or 0)
     if not size:
         return set()
@@ -204,10 +206,11 @@ def _queued_names(broker: Broker) -> set[str] | None:
     list_range = getattr(broker.connection, "lrange", None)
     if list_range is None or size > LISTED_AT_MOST:
         return None
-    names = set()
+    names: set[str] = set()
     for message in list_range(broker.list_key, 0, -1):
         try:
-            names.add(SignedPackage.loads(message)["name"])
+            task = SignedPackage.loads(message)
+            names.update((task["name"], task["id"]))
         except BadSignature:
             # django-q2 drops it.
             continue
@@ -333,7 +336,7 @@ def probe(timeout_ms: int) -> bool:
 
     Its queue entry and result are removed again in any case.
     """
-    name = f"pcrud-probe-{uuid.uuid4().hex}"
+    name = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     message = _ReceiptBroker(get_broker())
     enqueue("math.floor", 1, task_name=name, save=True, cached=False, group="pcrud-probe", broker=message)
     deadline = time.monotonic() + timeout_ms / 1000

@@ -28,6 +28,7 @@ from powercrud_dashboard.engine.progress import Progress
 from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled, TaskGivenUp
 from powercrud_dashboard.models import ActiveTask
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction
+from powercrud_dashboard.worker import observe
 from powercrud_dashboard.worker.interrupt import Interruption, cluster_is_stopping
 
 logger = logging.getLogger(__name__)
@@ -297,6 +298,7 @@ class HeartbeatThread:
                 connections.close_all()
         for monitor in monitors:
             _look(monitor, monitor.look)
+        observe.look()
 
     def _beat(self) -> bool:
         """Write a heartbeat. Return whether nobody can have given this process up meanwhile."""

@@ -59,6 +59,10 @@ class Messages:
         elif self._alarm_handler is not None:
             signal.signal(signal.SIGALRM, self._alarm_handler)
 
+    def time_limit_of(self, task_id: str) -> Any:
+        """Return the time limit that the last message gives to its task, which django-q2 takes out of it."""
+        return self._last.get("timeout") if self._last.get("id") == task_id else None
+
     def leave_in_queue(self, task_id: str) -> None:
         """Have the message delivered again that this worker can't run, if it is the last and has no receipt."""
         if self._last.get("id") == task_id and not self._last["ack_id"]:
@@ -80,3 +84,8 @@ def leave_in_queue(task_id: str) -> None:
     """Have a message delivered again that this worker can't run; brokers with receipts do so by themselves."""
     if _messages is not None:
         _messages.leave_in_queue(task_id)
+
+
+def time_limit_of(task_id: str) -> Any:
+    """Return the time limit that the message of the task which this worker runs has given to it; None for none."""
+    return None if _messages is None else _messages.time_limit_of(task_id)

@@ -14,7 +14,7 @@ from typing import Any
 from powercrud_dashboard.engine import boundary, processes
 from powercrud_dashboard.models.database import forget_inherited_pools
 from powercrud_dashboard.q2 import queue
-from powercrud_dashboard.worker import connection, due, heartbeat, hooks, interrupt, messages
+from powercrud_dashboard.worker import connection, due, heartbeat, hooks, interrupt, messages, observe
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 def _set_up_worker(process: BaseProcess) -> None:
     interrupt.note_sigterm()
     boundary.replace_closed_streams()
-    messages.read_from(_arguments(process)[0])
+    taken, results, *_others = _arguments(process)
+    messages.read_from(taken)
+    observe.watch_worker(results)
     hooks.install()
     connection.install()
     processes.this_process().become_worker(queue.current_cluster())
@@ -92,12 +94,17 @@ def _set_up_helper(process: BaseProcess) -> None:
     interrupt.ignore_sigterm_unless_orphaned()
 
 
+def _set_up_monitor(process: BaseProcess) -> None:
+    _set_up_helper(process)
+    observe.watch_monitor(_arguments(process)[0])
+
+
 #: By the dotted path of what django-q2 has the process run.
 _SET_UP = {
     "django_q.cluster.Sentinel": _set_up_sentinel,
     "django_q.worker.worker": _set_up_worker,
     "django_q.pusher.pusher": _set_up_helper,
-    "django_q.monitor.monitor": _set_up_helper,
+    "django_q.monitor.monitor": _set_up_monitor,
 }
 
 

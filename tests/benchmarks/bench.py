@@ -91,6 +91,7 @@ def _ratios(timings: dict[str, dict[str, float]]) -> str:
         ("peer", "bare"),
         ("peer", "ours"),
         ("tracked", "generator"),
+        ("tracked", "bare"),
         ("ours", "ours, 1,000"),
         ("ours, 100,000", "ours, 10,000"),
         ("full page", "unchanged refresh"),

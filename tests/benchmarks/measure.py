@@ -16,7 +16,7 @@ from typing import Any
 
 import django
 
-from tests.benchmarks import insights, memory, pruning, statements, visitors
+from tests.benchmarks import insights, memory, pruning, statements, tracking, visitors
 from tests.benchmarks.parts import LIST, WORK, cluster, empty_queue, line
 
 #: People that are tried in turn.
@@ -56,6 +56,7 @@ def main() -> None:
             "many_locks": many_locks,
             "reports": reports,
             "throughput": throughput,
+            "tracking": lambda: tracking.tracking(settings.ENVIRONMENT),
         }
         if settings.ENVIRONMENT != "postgresql-redis":
             wanted["pages"] = lambda: pages(options.records)

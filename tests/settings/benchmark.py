@@ -47,6 +47,8 @@ else:
 
 # The same names for both managers.
 POWERCRUD_SETTINGS = {"ASYNC_ENABLED": True, "CACHE_NAME": "default"}
+# Bare django-q2 is not observed.
+POWERCRUD_SETTINGS["DASHBOARD_TRACK"] = os.environ.get("PCRUD_BENCH_TRACK", "own")
 
 # The peer warns of each conflict with all keys.
 LOGGING = {"version": 1, "disable_existing_loggers": False, "loggers": {"powercrud": {"level": "ERROR"}}}

@@ -1,0 +1,271 @@
+"""Tasks of plain django-q2: which of them are recorded, and what becomes of them.
+
+What is told of them are django-q2's messages: dicts, with ``id``, ``name``, ``func``, ``args``, ``kwargs`` and more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from django.core.signals import setting_changed
+from django.db.models import Q
+from django.dispatch import receiver
+from django.utils import timezone
+
+from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
+from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
+from powercrud_dashboard.engine.observed import EndedTask, PlainTask
+from powercrud_dashboard.models import FailureReason, Source, TaskRecord, TaskStatus, WorkerProcess
+from powercrud_dashboard.models.database import impatient_transaction, short_wait_on_sqlite
+from powercrud_dashboard.q2 import observe
+from powercrud_dashboard.q2.observe import Message
+from powercrud_dashboard.text import SHORT, clean_text
+
+logger = logging.getLogger(__name__)
+
+#: Milliseconds that a worker's thread waits for a lock, so that what a task has locked never stops it.
+LOCK_TIMEOUT = 250
+#: Ends that are written in one transaction.
+WRITTEN_AT_ONCE = observed.WRITTEN_AT_ONCE
+#: The number of different values of a checksum.
+_CHECKSUMS = 2**32
+#: Seconds that the clocks of a worker and of the database may differ by, beside what is known.
+CLOCKS_DIFFER = 1.0
+
+
+# Which are recorded
+
+
+@lru_cache(maxsize=1_000)
+def _share_of(path: str) -> float | None:
+    """Return the share of a function's tasks that is recorded; None if they are not observed."""
+    if app_settings.DASHBOARD_TRACK != "all" or app_settings.DASHBOARD_RECORDER is None:
+        return None
+    included, excluded = app_settings.DASHBOARD_TRACK_INCLUDE, app_settings.DASHBOARD_TRACK_EXCLUDE
+    if not _matches(path, included) or _matches(path, excluded):
+        return None
+    shares = app_settings.DASHBOARD_TRACK_SAMPLE
+    found = next((share for pattern, share in shares.items() if fnmatchcase(path, str(pattern))), 1.0)
+    # The check tells of a mistake.
+    return found if is_share(found) else 1.0
+
+
+@receiver(setting_changed)
+def _forget_on_change(*, setting: str, **kwargs: Any) -> None:
+    if setting == SETTING_NAME:
+        _share_of.cache_clear()
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def is_observed(message: Message) -> bool:
+    """Return whether the task is one of plain django-q2 whose end is recorded or counted."""
+    return not observe.is_own(message) and _share_of(observe.path_of(message)) is not None
+
+
+def is_recorded(message: Message) -> bool:
+    """Return whether the task is recorded also if it does not fail. The answer for one task is always the same."""
+    if observe.is_own(message):
+        return False
+    share = _share_of(observe.path_of(message))
+    return share is not None and zlib.crc32(str(message["id"]).encode()) < share * _CHECKSUMS
+
+
+# What is told of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a worker tells of a message that it has run."""
+
+    message: Message
+    started_at: datetime | None = None
+    host: str = ""
+    pid: int | None = None
+
+
+def record_ends(runs: Iterable[Run]) -> int:
+    """Record and count tasks that have ended; return how many ends were recorded.
+
+    Raises:
+        TaskBusy, DatabaseError: if a part can't be written. All can be given again.
+    """
+    return observed.record_ended(_ended(run) for run in runs)
+
+
+def is_only_counted(run: Run) -> bool:
+    """Return whether the end of a task is counted in the statistics without a record."""
+    return bool(run.message["success"]) and not is_recorded(run.message)
+
+
+def count_ends(runs: Iterable[Run]) -> None:
+    """Count the ends of tasks that get no record.
+
+    Raises:
+        TaskBusy, DatabaseError: if they can't be counted now. None of them is.
+    """
+    statistics.count_ends([_end(run) for run in runs])
+
+
+def _end(run: Run) -> statistics.End:
+    message = run.message
+    func, cluster = clean_text(observe.path_of(message), SHORT), observe.queue_of(message)
+    times = (message["started"], run.started_at, message["stopped"])
+    ran = message["stopped"] - run.started_at if run.started_at else timedelta()
+    row = (func, cluster, TaskStatus.SUCCESS, *times, ran, 1, run.host, release.current(), None)
+    return statistics.End.of(row)
+
+
+def _facts(message: Message) -> dict[str, Any]:
+    return {
+        "id": str(message["id"]),
+        "name": str(message["name"]),
+        "func": observe.path_of(message),
+        "args": message["args"],
+        "kwargs": message["kwargs"],
+        "created_at": message["started"],
+        "group": message.get("group") or "",
+        "cluster": observe.queue_of(message),
+        "label": observe.given_name(message),
+        "options": observe.options_of(message),
+    }
+
+
+def _ended(run: Run) -> EndedTask:
+    message = run.message
+    return EndedTask(
+        **_facts(message),
+        success=message["success"],
+        result=message["result"],
+        stopped_at=message["stopped"],
+        started_at=run.started_at,
+        worker_host=run.host,
+        worker_pid=run.pid,
+    )
+
+
+def record_queued(messages: Iterable[Message]) -> int:
+    """Record tasks that wait in the queue; return how many were not known yet.
+
+    Raises:
+        TaskBusy, DatabaseError: if they can't be written now.
+    """
+    return observed.record_queued(PlainTask(**_facts(message)) for message in messages)
+
+
+def record_running(message: Message, started_at: datetime) -> None:
+    """Record that this process runs a task.
+
+    Raises:
+        TaskBusy, DatabaseError: if that can't be written now.
+    """
+    where = {"worker_host": socket.gethostname(), "worker_pid": os.getpid()}
+    with short_wait_on_sqlite(LOCK_TIMEOUT), impatient_transaction(LOCK_TIMEOUT):
+        observed.record_started(PlainTask(**_facts(message)), started_at, **where)
+
+
+# Those that are lost
+
+
+def _unfinished() -> Any:
+    return TaskRecord.objects.unfinished().filter(source=Source.DJANGO_Q)
+
+
+def seem_lost() -> set[str]:
+    """Return the names of the recorded running tasks whose worker process sends no heartbeat, or is gone.
+
+    One that has just ended may be among them: what is still so after a few seconds is lost.
+    """
+    running = list(
+        _unfinished()
+        .filter(status=TaskStatus.IN_PROGRESS)
+        .values_list("task_name", "worker_host", "worker_pid", "started_at")
+    )
+    if not running:
+        return set()
+    places = {(host, pid) for _name, host, pid, _started in running}
+    processes.declare_silent_lost(worker_processes := _at(places))
+    began: dict[tuple[str, int], list[datetime]] = {}
+    for row in worker_processes.filter(lost_at=None):
+        began.setdefault((row.host, row.pid), []).append(row.started_at + row.clock_offset)
+    # A process that began after the task only has the same number.
+    late = timedelta(seconds=CLOCKS_DIFFER)
+    return {
+        name
+        for name, host, pid, started in running
+        if not any(at <= started + late for at in began.get((host, pid), ()))
+    }
+
+
+def _at(places: set[tuple[str, int]]) -> Any:
+    hosts, pids = {host for host, _pid in places}, {pid for _host, pid in places}
+    return WorkerProcess.objects.filter(host__in=hosts, pid__in=pids)
+
+
+def give_up(names: Iterable[str]) -> int:
+    """Record that the workers of these running tasks are lost. Return how many were still running."""
+    recorder = registry.recorder_for(None)
+    if recorder is None:
+        return 0
+    running = _unfinished().filter(status=TaskStatus.IN_PROGRESS, task_name__in=list(names))
+    given_up = 0
+    for name, started_at in running.values_list("task_name", "started_at"):
+        lost = {**policy.failure_payload(FailureReason.WORKER_LOST), "started_at": started_at}
+        with impatient_transaction():
+            recorder.record_lifecycle_events(name, [("fail", lost)])
+        given_up += 1
+        logger.warning("Task %s of plain django-q2 was given up: its worker is lost", name)
+    return given_up
+
+
+#: Seconds that a queued task stays recorded as such before it is looked for.
+QUEUED_AT_LEAST = 5 * 60
+#: Seconds of what a cluster's monitor process may not have written when it was killed.
+MISSED_AT_MOST = 60
+CAUGHT_UP_AT_MOST = 1_000
+
+
+def catch_up() -> int:
+    """Record what this cluster's last monitor process may have missed; return how many ends there were.
+
+    Where nothing was recorded of the cluster before, there is nothing to catch up with.
+    """
+    here = TaskRecord.objects.filter(source=Source.DJANGO_Q, cluster=observe.this_queue())
+    newest = here.filter(finished_at__isnull=False).order_by("-finished_at").values_list("finished_at", flat=True)
+    if (last := newest.first()) is None:
+        return 0
+    since = max(last - timedelta(seconds=MISSED_AT_MOST), timezone.now() - timedelta(days=1))
+    return _record_rows(observe.ended_since(since, CAUGHT_UP_AT_MOST))
+
+
+def _record_rows(rows: Sequence[Message]) -> int:
+    """Record tasks from django-q2's rows of them."""
+    # The row of an iteration's result has the id of its group.
+    groups = {row["id"] for row in rows}
+    collected = set(TaskRecord.objects.filter(Q(group__in=groups)).values_list("group", flat=True))
+    return record_ends(
+        Run(row) for row in rows if row["id"] not in collected and is_observed(row) and not is_only_counted(Run(row))
+    )
+
+
+def settle_queued() -> int:
+    """End or delete the records of queued tasks whose messages are gone; return how many."""
+    old = timezone.now() - timedelta(seconds=QUEUED_AT_LEAST)
+    names = list(
+        _unfinished()
+        .filter(status=TaskStatus.PENDING, created_at__lt=old)
+        .order_by("pk")
+        .values_list("task_name", flat=True)[:CAUGHT_UP_AT_MOST]
+    )
+    return _record_rows(observe.ended(names)) if names else 0

@@ -1,0 +1,168 @@
+"""What the messages of plain django-q2 tell: whose they are, and which of them wait in a queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from django.utils import timezone
+from django_q.brokers import Broker, get_broker
+from django_q.brokers.orm import ORM as ORMBroker
+from django_q.conf import Conf
+from django_q.humanhash import humanize
+from django_q.models import OrmQ, Task
+from django_q.signing import SignedPackage
+from django_q.tasks import async_task
+from django_q.utils import get_func_repr
+
+from powercrud_dashboard.q2 import queue
+
+logger = logging.getLogger(__name__)
+
+#: A message as django-q2's cluster knows it.
+Message = dict[str, Any]
+
+#: Options of a launch that a second launch of the same task has too. The rest of its chain has run, and the results of
+#: an iteration are collected once.
+KEPT_OPTIONS = ("hook", "save", "cached", "ack_failure", "timeout")
+
+_PACKAGE = "powercrud_dashboard."
+
+
+def is_own(message: Message) -> bool:
+    """Return whether it is a task of this package: of a manager, its probe or its cleanup."""
+    func = message["func"]
+    path = func if isinstance(func, str) else str(getattr(func, "__module__", ""))
+    return path.startswith(_PACKAGE) or str(message["name"]).startswith(queue.PROBE_PREFIX)
+
+
+def path_of(message: Message) -> str:
+    """Return the dotted path of the function."""
+    func = message["func"]
+    if not isinstance(func, str) and hasattr(func, "__qualname__") and not hasattr(func, "__self__"):
+        return f"{func.__module__}.{func.__qualname__}"
+    return str(get_func_repr(func))
+
+
+def given_name(message: Message) -> str:
+    """Return the name that the launch has given to the task; "" if django-q2 has made one."""
+    name = str(message["name"])
+    try:
+        return "" if humanize(message["id"]) == name else name
+    except ValueError:
+        return name
+
+
+def queue_of(message: Message) -> str:
+    """Return the queue as records name it: "" for the default one."""
+    name = message.get("cluster") or ""
+    return "" if name == queue.main_cluster() else str(name)
+
+
+def this_queue() -> str:
+    """Return the queue of this process's cluster as records name it."""
+    return queue_of({"cluster": queue.current_cluster()})
+
+
+def options_of(message: Message) -> dict[str, Any]:
+    """Return the options of the launch that a retry has too."""
+    options = {name: message[name] for name in KEPT_OPTIONS if message.get(name) is not None}
+    if message.get("iter_count"):
+        # Its result was cached to be collected.
+        options.pop("cached", None)
+    return options
+
+
+def waiting(at_most: int) -> list[Message]:
+    """Return the oldest messages of this cluster's queue, those included that it has taken from an ORM broker."""
+    return [message for _where, message in _listed(get_broker(), queue.current_cluster(), at_most)]
+
+
+def _listed(broker: Broker, name: str, at_most: int) -> Iterator[tuple[Any, Message]]:
+    """Yield each message of a queue with what it is removed by."""
+    rows: Any
+    if isinstance(broker, ORMBroker):
+        rows = OrmQ.objects.using(Conf.ORM).filter(key=broker.list_key or name).order_by("pk")[:at_most]
+        raw = [((row.pk, row.lock), row.payload) for row in rows]
+    elif (list_range := getattr(broker.connection, "lrange", None)) is not None:
+        raw = [(text, text) for text in list_range(broker.list_key, 0, at_most - 1)]
+    else:
+        # Other brokers don't list them.
+        return
+    for where, text in raw:
+        try:
+            message = SignedPackage.loads(text)
+        except Exception:
+            # django-q2 drops it, or its arguments are of a class that this process does not have.
+            logger.debug("A message in the queue %s can't be read", name, exc_info=True)
+            continue
+        yield where, {**message, "cluster": message.get("cluster") or name}
+
+
+def remove(task_id: str, cluster: str) -> bool:
+    """Take the message of a task out of its queue, unless a cluster has taken it. Return whether it is out."""
+    name = cluster or queue.main_cluster()
+    broker = get_broker(name)
+    for where, message in _listed(broker, name, queue.LISTED_AT_MOST):
+        if message["id"] != task_id:
+            continue
+        if isinstance(broker, ORMBroker):
+            pk, lock = where
+            free = OrmQ.objects.using(Conf.ORM).filter(pk=pk, lock=lock, lock__lte=timezone.now())
+            return bool(free.delete()[0])
+        return bool(broker.connection.lrem(broker.list_key, 1, where))
+    return False
+
+
+def is_removable(cluster: str) -> bool:
+    """Return whether the broker of this queue lets messages be taken out."""
+    broker = get_broker(cluster or queue.main_cluster())
+    return isinstance(broker, ORMBroker) or hasattr(broker.connection, "lrem")
+
+
+def acknowledge(message: Message) -> None:
+    """Have the broker not deliver a message again that a worker has begun."""
+    if message.get("ack_id"):
+        get_broker().acknowledge(message["ack_id"])
+
+
+class _Launch:
+    """Takes a message in the place of the broker, so that its id is known before it is sent."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.list_key = broker.list_key
+        self.message = ""
+
+    def enqueue(self, message: str) -> str:
+        self.message = message
+        return ""
+
+    def send(self) -> None:
+        self._broker.enqueue(self.message)
+
+
+def prepare(func: str, args: Any, kwargs: Any, *, name: str, group: str, cluster: str, options: Any) -> tuple[str, Any]:
+    """Return the id of a new task, and a function that sends its message to the broker."""
+    launch = _Launch(get_broker(cluster or None))
+    given = {name: value for name, value in (("task_name", name), ("group", group), ("cluster", cluster)) if value}
+    task_id = async_task(func, *args, q_options={**options, **given, "sync": False, "broker": launch}, **kwargs)
+    return str(task_id), launch.send
+
+
+def ended_since(moment: Any, at_most: int) -> list[Message]:
+    """Return django-q2's rows of tasks of this cluster that ended after this moment, the newest first."""
+    rows = Task.objects.filter(stopped__gt=moment, cluster=queue.current_cluster()).order_by("-stopped")[:at_most]
+    return [_as_message(row) for row in rows]
+
+
+def ended(task_ids: list[str]) -> list[Message]:
+    """Return django-q2's rows of those of these tasks that it has kept."""
+    return [_as_message(row) for row in Task.objects.filter(id__in=task_ids)]
+
+
+def _as_message(row: Task) -> Message:
+    names = ("id", "name", "func", "args", "kwargs", "group", "cluster", "hook", "started", "stopped", "result")
+    values = {name: getattr(row, name) for name in names}
+    return {**values, "success": row.success, "args": row.args or (), "kwargs": row.kwargs or {}}
