@@ -206,7 +206,7 @@ def _invalid_shares(given: dict[str, Any]) -> Iterator[CheckMessage]:
             yield Error(
                 f"{SETTING_NAME}['DASHBOARD_TRACK_SAMPLE'] has the invalid item {pattern!r}: {share!r}.",
                 hint="Map a pattern of function paths to the share that is recorded, from 0 to 1.",
-                id="powercrud_dashboard.E014",
+                id="powercrud_dashboard.E015",
             )
 
 

@@ -13,7 +13,7 @@ from django.urls import URLPattern
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.links import URL_NAME
 from powercrud_dashboard.dashboard.urls import dashboard_urls
-from powercrud_dashboard.engine.cleanup import delete_records
+from powercrud_dashboard.engine.pruning import delete_records
 from powercrud_dashboard.models import TaskRecord
 
 

@@ -9,26 +9,33 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from django.db import InterfaceError, OperationalError, models
-from django.db.models import Exists, OuterRef, Q
+from django.db import models
+from django.db.models import Exists, OuterRef
 
 from powercrud_dashboard.conf import app_settings, is_retention
-from powercrud_dashboard.engine import failures, lifecycle, mails, policy, processes, registry, requests, statistics
+from powercrud_dashboard.engine import (
+    lifecycle,
+    mails,
+    plain,
+    policy,
+    processes,
+    pruning,
+    registry,
+    requests,
+    statistics,
+)
 from powercrud_dashboard.engine.alerts import look_after_alerts
-from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskBusy, TaskConflict
+from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskConflict
 from powercrud_dashboard.models import (
     ActiveTask,
     ConflictLock,
     FailureReason,
-    TaskEvent,
     TaskFile,
-    TaskLogLine,
     TaskNotice,
-    TaskObject,
     TaskRecord,
 )
 from powercrud_dashboard.models.coordination import ActiveTaskState
-from powercrud_dashboard.models.database import Now, give_way, impatient_transaction, in_chunks
+from powercrud_dashboard.models.database import Now, impatient_transaction
 from powercrud_dashboard.q2 import queue
 
 logger = logging.getLogger(__name__)
@@ -45,8 +52,6 @@ SILENT_AFTER = 7 * 24 * 60 * 60
 NAMED_TASKS = 100
 #: How long an ended test of the cluster can be looked at.
 TESTS_ARE_KEPT = timedelta(hours=1)
-#: Records deleted in one transaction, so that a launch never waits long for it.
-DELETED_AT_ONCE = 250
 
 
 @dataclass
@@ -93,6 +98,7 @@ class Cleanup:
             self._give_up_what_the_queue_lost,
             self._expire_reservations,
             self._close_abandoned_records,
+            self._end_plain_tasks,
             self._delete_silent_records,
             self._delete_old_tests,
             self._delete_orphaned_locks,
@@ -270,6 +276,14 @@ class Cleanup:
             lost = policy.failure_payload(FailureReason.WORKER_LOST)
             lifecycle.emit(manager, "fail", record.task_name, **lost, **facts)
 
+    def _end_plain_tasks(self) -> None:
+        """End those of plain django-q2 whose workers are lost, or whose end nobody has recorded."""
+        if not self._dry_run and (suspects := plain.seem_lost()):
+            time.sleep(processes.OBSERVATION)
+            plain.give_up(suspects & plain.seem_lost())
+        if not self._dry_run:
+            plain.settle_queued()
+
     def _delete_silent_records(self) -> None:
         """Delete records of observed tasks whose end nobody will tell any more; whether they failed is not known."""
         silent = TaskRecord.objects.silent(SILENT_AFTER).order_by("pk").values_list("pk", flat=True)
@@ -277,14 +291,15 @@ class Cleanup:
             self._summary.pruned_records += silent.count()
             return
         after = 0
-        while batch := list(silent.filter(pk__gt=after)[:DELETED_AT_ONCE]):
-            self._summary.pruned_records += len(batch) - len(delete_records(batch))
+        while batch := list(silent.filter(pk__gt=after)[: pruning.DELETED_AT_ONCE]):
+            self._summary.pruned_records += len(batch) - len(pruning.delete_records(batch))
             after = batch[-1]
 
     def _delete_old_tests(self) -> None:
         tests = TaskRecord.objects.tests_of_the_cluster().finished()
-        old = list(tests.filter(finished_at__lt=Now() - TESTS_ARE_KEPT).values_list("pk", flat=True)[:DELETED_AT_ONCE])
-        self._summary.pruned_records += len(old) if self._dry_run else len(old) - len(delete_records(old))
+        old = list(tests.filter(finished_at__lt=Now() - TESTS_ARE_KEPT).values_list("pk", flat=True))
+        old = old[: pruning.DELETED_AT_ONCE]
+        self._summary.pruned_records += len(old) if self._dry_run else len(old) - len(pruning.delete_records(old))
 
     def _delete_orphaned_locks(self) -> None:
         orphaned = ConflictLock.objects.all().orphaned()
@@ -300,31 +315,15 @@ class Cleanup:
         for status, days in app_settings.DASHBOARD_RETENTION_DAYS.items():
             # Others are kept: the check tells of a mistake, and None means all.
             if days is not None and is_retention(days):
-                try:
-                    self._summary.pruned_records += self._prune(status, days)
-                except Exception:
-                    logger.exception("Records of the status %s could not be pruned", status)
+                self._prune(TaskRecord.objects.expired(status, days))
+        for expired in plain.expired():
+            self._prune(expired)
 
-    def _prune(self, status: str, days: float) -> int:
-        expired = TaskRecord.objects.expired(status, days)
-        if self._dry_run:
-            return expired.count()
-        pruned = 0
-        # In the order of the index that finds them; otherwise all that are left would be sorted for each batch.
-        oldest = _without_protected(expired).order_by("finished_at", "pk").values_list("finished_at", "pk")
-        batch = list(oldest[:DELETED_AT_ONCE])
-        while batch:
-            began = time.monotonic()
-            try:
-                pruned += len(batch) - len(delete_records([pk for _finished_at, pk in batch]))
-            except TaskBusy:
-                logger.warning("Some old records can't be deleted now: another session has them locked", exc_info=True)
-            give_way(time.monotonic() - began)
-            # After this batch, as some of its records may have been kept.
-            finished_at, pk = batch[-1]
-            later = Q(finished_at__gt=finished_at) | Q(pk__gt=pk)
-            batch = list(oldest.filter(later, finished_at__gte=finished_at)[:DELETED_AT_ONCE])
-        return pruned
+    def _prune(self, expired: models.QuerySet[TaskRecord]) -> None:
+        try:
+            self._summary.pruned_records += expired.count() if self._dry_run else pruning.prune(expired)
+        except Exception:
+            logger.exception("Old records could not be pruned")
 
     def _note_the_rest(self) -> None:
         for active in ActiveTask.objects.tasks().only(*_SITUATION_COLUMNS):
@@ -346,78 +345,6 @@ def _situation(active: ActiveTask) -> str:
     if active.next_run_at is not None:
         return "task waits for its retry" if active.attempt or active.retries else "task waits for its time"
     return "task is queued" if active.missing_since is None else "task is missing from the queue"
-
-
-def delete_records(pks: list[int]) -> list[int]:
-    """Delete these records with everything that belongs to them, a part of them in each transaction.
-
-    Rows of the project's own models that refer to a record are treated as their foreign keys say. Returns the keys of
-    the records that are kept, as the project's data does not allow their deletion.
-
-    Raises:
-        TaskBusy: if another session has rows of a part locked in the database and does not finish.
-    """
-    using = TaskRecord.objects.all().db
-    return [pk for chunk in in_chunks(pks, using=using) for pk in _delete(chunk)]
-
-
-def _delete(pks: list[int]) -> list[int]:
-    try:
-        with impatient_transaction():
-            records = TaskRecord.objects.filter(pk__in=pks)
-            failed_retries = records.exclude(resolution="").exclude(chain=None)
-            chains = list(failed_retries.order_by().values_list("chain", flat=True).distinct())
-            # Others may retry or settle them, or a try of the same task, at this moment. What ends has locked itself
-            # before it locks the earlier tries.
-            TaskRecord.objects.unfinished().filter(Q(retry_of__in=pks) | Q(first_try__in=pks)).lock()
-            tries = TaskRecord.objects.finished().filter(Q(pk__in=chains) | Q(chain__in=chains))
-            (records | tries).lock()
-            statistics.count_records(pks)
-            TaskEvent.objects.filter(record__in=pks).delete()
-            TaskObject.objects.filter(record__in=pks).delete()
-            TaskLogLine.objects.filter(record__in=pks).delete()
-            TaskNotice.objects.filter(record__in=pks).delete()
-            names = TaskRecord.objects.filter(pk__in=pks).values_list("task_name", flat=True)
-            TaskFile.objects.filter(owner__in=list(names)).delete()
-            failures.note_partial_retries_of(pks)
-            TaskRecord.objects.filter(retry_of__in=pks).update(retry_of=None)
-            TaskRecord.objects.filter(first_try__in=pks).update(first_try=None)
-            if _references():
-                records.only("pk").delete()
-            else:
-                records._raw_delete(records.db)
-            failures.count_last_failures(chains)
-    except (OperationalError, InterfaceError):
-        # The database does not answer, whatever the records are.
-        raise
-    except Exception:
-        # A constraint, a trigger or a receiver of the project.
-        if len(pks) == 1:
-            logger.warning("The record with the key %s is kept, as it can't be deleted", pks[0], exc_info=True)
-            return pks
-        # One of them must not keep the others.
-        middle = len(pks) // 2
-        return [*_delete(pks[:middle]), *_delete(pks[middle:])]
-    return []
-
-
-def _references() -> list[Any]:
-    """Return the relations by which the project's own models refer to records."""
-    own = TaskRecord._meta.app_label
-    return [
-        relation
-        for relation in TaskRecord._meta.get_fields(include_hidden=True)
-        if isinstance(relation, models.ManyToOneRel) and relation.related_model._meta.app_label != own
-    ]
-
-
-def _without_protected(records: models.QuerySet[TaskRecord]) -> models.QuerySet[TaskRecord]:
-    """Leave out the records that rows of the project protect from deletion."""
-    for relation in _references():
-        if relation.on_delete in (models.PROTECT, models.RESTRICT, models.DO_NOTHING):
-            rows = relation.related_model._base_manager.using(records.db)
-            records = records.filter(~Exists(rows.filter(**{relation.field.name: OuterRef("pk")})))
-    return records
 
 
 def give_up(manager: lifecycle.LifecycleManager, active: ActiveTask, reason: FailureReason) -> bool:

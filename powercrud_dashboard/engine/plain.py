@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from django.core.signals import setting_changed
-from django.db.models import Q
+from django.db.models import QuerySet
 from django.dispatch import receiver
 from django.utils import timezone
 
@@ -253,7 +253,7 @@ def _record_rows(rows: Sequence[Message]) -> int:
     """Record tasks from django-q2's rows of them."""
     # The row of an iteration's result has the id of its group.
     groups = {row["id"] for row in rows}
-    collected = set(TaskRecord.objects.filter(Q(group__in=groups)).values_list("group", flat=True))
+    collected = set(TaskRecord.objects.filter(group__in=groups).values_list("group", flat=True))
     return record_ends(
         Run(row) for row in rows if row["id"] not in collected and is_observed(row) and not is_only_counted(Run(row))
     )
@@ -269,3 +269,14 @@ def settle_queued() -> int:
         .values_list("task_name", flat=True)[:CAUGHT_UP_AT_MOST]
     )
     return _record_rows(observe.ended(names)) if names else 0
+
+
+def expired() -> Iterator[QuerySet[TaskRecord]]:
+    """Yield the ended tasks that are kept no longer: those that are old, and those above the limit of their number."""
+    ended = TaskRecord.objects.finished().filter(source=Source.DJANGO_Q).exclude(source="")
+    if (days := app_settings.DASHBOARD_TRACK_RETENTION_DAYS) is not None:
+        yield ended.filter(finished_at__lt=timezone.now() - timedelta(days=days))
+    if (most := app_settings.DASHBOARD_TRACK_MAX_RECORDS) is not None:
+        ends = ended.order_by("-finished_at", "-pk").values_list("finished_at", flat=True)
+        for newest_of_others in ends[most : most + 1]:
+            yield ended.filter(finished_at__lte=newest_of_others)

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import gettext_noop
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import cleanup, lifecycle, registry
+from powercrud_dashboard.engine import lifecycle, pruning, registry
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus, WorkerProcess
@@ -137,7 +137,7 @@ def forget(task_name: str) -> None:
     active = ActiveTask.objects.tasks().filter(task_name=task_name).first()
     if active is not None:
         lifecycle.end_from_outside(registry.manager_of(active), active, "cancel")
-    cleanup.delete_records(list(TaskRecord.objects.filter(task_name=task_name).values_list("pk", flat=True)))
+    pruning.delete_records(list(TaskRecord.objects.filter(task_name=task_name).values_list("pk", flat=True)))
     queue.forget_finished(task_name)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+from powercrud_dashboard.models.statuses import Resolution, TaskStatus
 from powercrud_dashboard.text import storable
 
 if TYPE_CHECKING:
@@ -34,3 +35,16 @@ class CharField(_AnyText, _CharField):
 
 class TextField(_AnyText, _TextField):
     pass
+
+
+class ResolutionField(CharField):
+    """A failed record that is made without a resolution is an open failure."""
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        if getattr(model_instance, "status", "") == TaskStatus.FAILED and not getattr(model_instance, self.attname):
+            setattr(model_instance, self.attname, Resolution.OPEN)
+        return super().pre_save(model_instance, add)
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.CharField", args, kwargs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.database import PrimaryManager
-from powercrud_dashboard.models.fields import CharField, TextField
+from powercrud_dashboard.models.fields import CharField, ResolutionField, TextField
 from powercrud_dashboard.models.prepared import PreparedSave, PreparedUpdate, Slot
 from powercrud_dashboard.models.statuses import (
     FINISHED,
@@ -192,19 +192,6 @@ class TaskRecordManager(_TaskRecordBase["TaskRecord"]):
         return self.filter(task_name=task_name).only(*_KNOWN).first()
 
 
-class _ResolutionField(CharField):
-    """A failed record that is made without a resolution is an open failure."""
-
-    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
-        if getattr(model_instance, "status", "") == TaskStatus.FAILED and not getattr(model_instance, self.attname):
-            setattr(model_instance, self.attname, Resolution.OPEN)
-        return super().pre_save(model_instance, add)
-
-    def deconstruct(self) -> Any:
-        name, _path, args, kwargs = super().deconstruct()
-        return name, "django.db.models.CharField", args, kwargs
-
-
 #: The columns by which the tabs of the list are counted.
 _TAB_COLUMNS = ("status", "resolution", "superseded")
 
@@ -289,7 +276,7 @@ class TaskRecord(models.Model):
     #: Whether it was launched for only some of the objects of the task that it is a retry of.
     is_partial = models.BooleanField(_("for some objects only"), default=False)
     #: What became of the failure; empty if the task has not failed.
-    resolution = _ResolutionField(_("resolution"), max_length=20, choices=Resolution, blank=True)
+    resolution = ResolutionField(_("resolution"), max_length=20, choices=Resolution, blank=True)
     resolution_at = models.DateTimeField(_("settled at"), null=True, blank=True)
     #: Who has dismissed the failure, and why.
     resolution_by = CharField(_("settled by"), max_length=255, blank=True)
@@ -397,6 +384,7 @@ class TaskRecord(models.Model):
                 condition=~Q(resolution=""),
                 name="pcrud_record_res_run_time",
             ),
+            models.Index(fields=["source", "finished_at", "id"], condition=~Q(source=""), name="pcrud_record_observed"),
             models.Index(fields=["chain"], condition=Q(chain__isnull=False), name="pcrud_record_chain"),
             models.Index(
                 fields=["exception_class", "-created_at", "-id", "status"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from tests.benchmarks.parts import WORK, cluster, empty_queue, line
@@ -44,6 +45,12 @@ def _through_cluster(what: str, tasks: int, **environment: str) -> dict[str, Any
                 start, first = time.perf_counter(), Task.objects.count()
                 wait_until(lambda: Task.objects.count() >= tasks, f"all tasks end ({name})", 120)
                 rates[name].append((time.perf_counter() - start) / (tasks - first))
-                recorded = tasks if name == "tracked" else 0
-                wait_until(lambda: TaskRecord.objects.count() - already == recorded, "all are recorded", 30)
+                recorded = already + (tasks if name == "tracked" else 0)
+                wait_until(partial(_are_there, recorded), "all are recorded", 60)
     return line(what, "ms", {name: of(seconds) for name, seconds in rates.items()})
+
+
+def _are_there(records: int) -> bool:
+    from powercrud_dashboard.models import TaskRecord
+
+    return TaskRecord.objects.count() == records

@@ -13,7 +13,7 @@ from django.core.cache import cache
 from django.db import connection, transaction
 from django_q.models import OrmQ
 
-from powercrud_dashboard.engine.cleanup import delete_records
+from powercrud_dashboard.engine.pruning import delete_records
 from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.models import TaskRecord
 from tests.faults import work

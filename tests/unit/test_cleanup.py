@@ -20,7 +20,7 @@ from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule, Task
 
 from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
-from powercrud_dashboard.engine import cleanup, processes
+from powercrud_dashboard.engine import cleanup, processes, pruning
 from powercrud_dashboard.exceptions import TaskAlreadyActive, WorkerLost
 from powercrud_dashboard.models import (
     ActiveTask,
@@ -530,9 +530,9 @@ def test_a_record_that_the_database_refuses_to_delete_keeps_no_other(settings, m
 
 
 def test_a_blocked_batch_does_not_keep_later_ones(manager, expire, monkeypatch):
-    monkeypatch.setattr(cleanup, "DELETED_AT_ONCE", 20)
-    pks = expire(2 * cleanup.DELETED_AT_ONCE)
-    blocked = pks[: cleanup.DELETED_AT_ONCE]
+    monkeypatch.setattr(pruning, "DELETED_AT_ONCE", 20)
+    pks = expire(2 * pruning.DELETED_AT_ONCE)
+    blocked = pks[: pruning.DELETED_AT_ONCE]
     with connection.cursor() as cursor:
         # Django knows nothing of this table.
         cursor.execute(
@@ -541,7 +541,7 @@ def test_a_blocked_batch_does_not_keep_later_ones(manager, expire, monkeypatch):
         )
         cursor.executemany("INSERT INTO ledger VALUES (%s)", [[pk] for pk in blocked])
     try:
-        assert manager.cleanup_completed_tasks()["pruned_records"] == cleanup.DELETED_AT_ONCE
+        assert manager.cleanup_completed_tasks()["pruned_records"] == pruning.DELETED_AT_ONCE
         assert set(TaskRecord.objects.values_list("pk", flat=True)) == set(blocked)
     finally:
         with connection.cursor() as cursor:

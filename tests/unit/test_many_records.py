@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from powercrud_dashboard.dashboard import listing
 from powercrud_dashboard.dashboard.views import failures as failures_page
-from powercrud_dashboard.engine import cleanup, statistics
+from powercrud_dashboard.engine import pruning, statistics
 from powercrud_dashboard.models import TaskObject, TaskRecord, search
 from tests import work
 from tests.benchmarks import seed
@@ -119,7 +119,7 @@ def test_all_of_many_matches_are_visited_only_if_the_newest_records_have_too_few
 def test_pruning_looks_at_what_it_deletes_and_not_at_all_that_is_left_each_time(settings, monkeypatch, manager):
     # They lie two minutes apart: half of them have expired.
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": RECORDS / 720 / 2}}
-    monkeypatch.setattr(cleanup, "DELETED_AT_ONCE", 500)
+    monkeypatch.setattr(pruning, "DELETED_AT_ONCE", 500)
     summary, __, heaviest, plan = work.of_request(manager.cleanup_completed_tasks)
     assert summary["pruned_records"] > RECORDS * 0.4
     assert heaviest <= BOUND, plan

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from powercrud_dashboard.engine import lifecycle
-from powercrud_dashboard.engine.cleanup import delete_records
+from powercrud_dashboard.engine.pruning import delete_records
 from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.services import wait_until

@@ -12,7 +12,7 @@ from django.db import connection
 from django.utils import timezone
 
 from powercrud_dashboard.engine import statistics
-from powercrud_dashboard.engine.cleanup import delete_records
+from powercrud_dashboard.engine.pruning import delete_records
 from powercrud_dashboard.models import FailureReason, TaskRecord, TaskStatistics, TaskStatus
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.statistics import Histogram, Span

@@ -38,7 +38,7 @@ from powercrud_dashboard.dashboard.views.base import (
     RefreshingPageView,
     refresh_choices,
 )
-from powercrud_dashboard.engine import cleanup
+from powercrud_dashboard.engine import pruning
 from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskObject, TaskRecord, TaskStatus
 from powercrud_dashboard.models.labels import name_of_row, row_label
@@ -392,7 +392,7 @@ class BulkActionView(TemplateResponseMixin, ManyTasksView):
 
     def _delete(self, records: list[TaskRecord]) -> list[tuple[TaskRecord, str]]:
         """Delete the records, and return those that are kept. The admin log records the user."""
-        kept = set(cleanup.delete_records([record.pk for record in records]))
+        kept = set(pruning.delete_records([record.pk for record in records]))
         if deleted := [record for record in records if record.pk not in kept]:
             LogEntry.objects.log_actions(self.request.user.pk, deleted, DELETION)  # type: ignore[arg-type]
         return [(record, _("other data refers to it")) for record in records if record.pk in kept]

@@ -1,0 +1,103 @@
+"""Tasks of plain django-q2 in a real cluster: all are seen, and none is touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from django_q.models import Schedule, Task
+from django_q.scheduler import scheduler
+from django_q.tasks import AsyncTask, async_chain, async_iter, async_task, result
+
+from powercrud_dashboard.models import TaskEvent, TaskRecord
+from powercrud_dashboard.q2 import queue
+from tests.services import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
+
+ADD, FAIL, WAIT = (f"tests.testapp.tasks.{name}" for name in ("add", "fail", "wait_for_file"))
+
+
+def settled(count: int, **which: Any) -> list[TaskRecord]:
+    """Wait until so many records have ended, and return them in the order of their launch."""
+    ended = TaskRecord.objects.finished().filter(**which)
+    wait_until(lambda: ended.count() >= count, f"{count} tasks have ended", 60)
+    return list(ended.order_by("created_at"))
+
+
+def has_status(task_id: str, status: str) -> bool:
+    return TaskRecord.objects.filter(task_name=task_id, status=status).exists()
+
+
+def test_whatever_launches_a_task_it_is_recorded(cluster, manager, record_of):
+    ids = [async_task(ADD, number, 1) for number in range(3)]
+    failing = [async_task(FAIL, message=f"no {number}") for number in range(2)]
+    chain = async_chain([(ADD, (1, 2)), (FAIL, ()), (ADD, (3, 4))])
+    group = [AsyncTask(ADD, number, group="night") for number in range(3)]
+    ids += [task.run() for task in group]
+    iteration = async_iter(ADD, [(1, 1), (2, 2)])
+    Schedule.objects.create(name="nightly", func=FAIL, schedule_type=Schedule.ONCE, next_run=timezone.now())
+    scheduler()
+    ours = manager.launch_async_task(ADD, 5, 5)
+    records = settled(15)
+    assert len(records) == 15
+    assert Counter(record.source for record in records) == {"django_q": 14, "": 1}
+    assert {record_of(task_id).status for task_id in ids} == {"success"}
+    assert [record_of(task_id).error for task_id in failing] == ["no 0", "no 1"]
+    assert [record_of(task_id).exception_class for task_id in failing] == ["builtins.ValueError"] * 2
+    of_chain = TaskRecord.objects.filter(group=chain).order_by("created_at")
+    assert list(of_chain.values_list("status", flat=True)) == ["success", "failed", "success"]
+    assert set(TaskRecord.objects.filter(group="night").values_list("status", flat=True)) == {"success"}
+    assert TaskRecord.objects.filter(group=iteration, status="success").count() == 2
+    assert TaskRecord.objects.get(group="nightly").status == "failed"
+    assert record_of(ours).source == ""
+    # django-q2 has what it has without us.
+    assert result(ids[2]) == 3
+    wait_until(lambda: Task.objects.filter(id=iteration).exists(), "the iteration's results are collected")
+    assert sorted(result(iteration)) == [2, 4]
+    began = record_of(ids[0])
+    assert began.worker_pid
+    assert began.created_at <= began.started_at <= began.finished_at
+
+
+def test_a_long_task_waits_and_runs_and_its_lost_worker_is_found(cluster, record_of, tmp_path, until_started):
+    paths = [tmp_path / f"go {number}" for number in range(3)]
+    ids = [async_task(WAIT, str(path), task_name=f"wait {number}") for number, path in enumerate(paths)]
+    wait_until(lambda: all(has_status(task_id, "in_progress") for task_id in ids[:2]), "two tasks run", 60)
+    wait_until(lambda: has_status(ids[2], "pending"), "the third waits", 60)
+    running = record_of(ids[0])
+    assert (running.label, running.worker_pid) == ("wait 0", until_started(paths[0]))
+    os.kill(running.worker_pid, signal.SIGKILL)
+    wait_until(lambda: has_status(ids[0], "failed"), "the worker is found to be lost", 90)
+    lost = record_of(ids[0])
+    assert (lost.failure_reason, lost.resolution) == ("worker_lost", "open")
+    for path in paths[1:]:
+        path.touch()
+    wait_until(lambda: all(has_status(task_id, "success") for task_id in ids[1:]), "the others end", 60)
+    assert [line.event for line in TaskEvent.objects.all().of_task(ids[2])] == ["create", "start", "complete"]
+    assert record_of(ids[2]).run_time.total_seconds() < 60
+
+
+def test_a_clean_stop_loses_nothing_and_a_killed_monitor_little(cluster_later, record_of):
+    first = cluster_later()
+    ids = [async_task(ADD, number) for number in range(40)]
+    wait_until(lambda: Task.objects.count() >= 20, "half of the tasks have ended", 60)
+    assert first.stop() == 0
+    left = 40 - Task.objects.count()
+    assert TaskRecord.objects.completed().count() == 40 - left
+    second = cluster_later()
+    settled(40)
+    newest = TaskRecord.objects.order_by("-finished_at").first()
+    assert newest is not None
+    # As if the monitor process had not come to write it.
+    TaskEvent.objects.filter(record=newest).delete()
+    TaskRecord.objects.filter(pk=newest.pk).delete()
+    (monitor,) = {state.monitor for state in queue.clusters() or () if state.workers == second.worker_pids}
+    os.kill(monitor, signal.SIGKILL)
+    wait_until(lambda: TaskRecord.objects.completed().count() == 40, "the missed end is recorded", 60)
+    assert record_of(newest.task_name).status == "success"
+    assert {record_of(task_id).status for task_id in ids} == {"success"}
