@@ -117,7 +117,8 @@ def test_the_empty_list_and_the_admins_index(looked_at):
 @pytest.mark.parametrize("language", ["en", "de"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize(
-    "address", ["", "failures/", "locks/", "cluster/", "groups/trio/", "{failed}/change/", "{running}/change/"]
+    "address",
+    ["", "failures/", "locks/", "cluster/", "cluster/queue/", "groups/trio/", "{failed}/change/", "{running}/change/"],
 )
 def test_nothing_is_cut_off(page, busy, width, address, settings, language):
     settings.LANGUAGE_CODE = language
@@ -132,7 +133,9 @@ def test_nothing_is_cut_off(page, busy, width, address, settings, language):
     assert wider_than_their_place == []
 
 
-@pytest.mark.parametrize("address", ["", "failures/", "locks/", "cluster/", "groups/trio/", "{running}/change/"])
+@pytest.mark.parametrize(
+    "address", ["", "failures/", "locks/", "cluster/", "cluster/queue/", "groups/trio/", "{running}/change/"]
+)
 def test_no_page_scrolls_sideways_with_text_of_twice_the_size(page, busy, address):
     page.set_viewport_size({"width": 1280, "height": 800})
     page.goto(LIST + address.format_map(busy))

@@ -61,6 +61,11 @@ class MessageRow:
         return func if func != self.label else ""
 
     @property
+    def name(self) -> str:
+        """django-q2's name of the task, or the one that its launch gave, of a task of no manager."""
+        return "" if self.active or queued.task_name_of(self.message) else self.message.name
+
+    @property
     def person(self) -> str:
         if self.record is not None:
             return self.record.user_label
