@@ -71,8 +71,10 @@ task_resumed = Signal()
 #: The locks of an ended task are released. The payload has ``reason`` and ``conflict_lock_keys``, their number.
 task_cleaned = Signal()
 
-#: A failure was settled without a retry, or is open again. The payload has ``actor``.
+#: A failure was settled without a retry. The payload has ``actor``.
 task_dismissed = Signal()
+
+#: A dismissed failure is open again. The payload has ``actor``.
 task_reopened = Signal()
 
 #: The signal of each event that has one of its own.

@@ -16,6 +16,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import DatabaseError
 from django.utils import timezone
+from django_q import VERSION
 from django_q.brokers import Broker, get_broker
 from django_q.brokers.orm import ORM as ORMBroker
 from django_q.conf import Conf
@@ -324,6 +325,11 @@ def _told_by(finished: Task, name: str) -> Any:
 def current_cluster() -> str:
     """Return the name of the cluster that this process belongs to, or puts tasks into by default."""
     return str(Conf.CLUSTER_NAME)
+
+
+def version() -> str:
+    """Return the version of django-q2."""
+    return ".".join(map(str, VERSION))
 
 
 def main_cluster() -> str:

@@ -432,3 +432,14 @@ def test_the_cluster_is_tested_with_a_real_task(cluster, boss, capsys):
     name = django_settings.Q_CLUSTER["name"]
     address = boss.post(f"/admin/powercrud_dashboard/taskrecord/cluster/test/{name}/")["Location"]
     wait_until(lambda: "The cluster works." in boss.get(address).content.decode(), "the test has passed")
+
+
+def test_the_doctor_finds_a_cluster_that_works(cluster, capsys):
+    call_command("pcrud_schedule_cleanup")
+    wait_until(lambda: WorkerProcess.objects.exclude(cluster="").exists(), "a worker is known")
+    capsys.readouterr()
+    call_command("pcrud", "doctor", "--json")
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [finding["text"] for finding in findings if finding["level"] == "problem"] == []
+    [tested] = [finding["text"] for finding in findings if finding["examination"] == "test"]
+    assert tested.startswith(f"Queue {django_settings.Q_CLUSTER['name']}: a test task took ")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,9 +14,13 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 
+from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.management.commands.pcrud import SUBCOMMANDS, Command
 from powercrud_dashboard.management.pcrud.console import Column, Console, cells_of
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus
+from powercrud_dashboard.signals import task_cancelled
 from tests.testapp import tasks
+from tests.workers import run_queue
 
 pytestmark = pytest.mark.django_db
 
@@ -198,6 +204,50 @@ def test_what_is_refused_is_named_and_the_rest_is_done(manager, failed, make_pro
     assert "1 task not retried." in err
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_ends_meanwhile_is_skipped(manager):
+    _first, second = (manager.launch_async_task(tasks.add, number) for number in range(2))
+
+    def cancel_the_other(task_name: str, **kwargs: Any) -> None:
+        manager.cancel_task(second)
+
+    task_cancelled.connect(cancel_the_other)
+    try:
+        code, out, err = run("cancel", "--status", "queued", "--yes")
+    finally:
+        task_cancelled.disconnect(cancel_the_other)
+    assert (code, err) == (0, "")
+    assert out == f"{second}: has already ended\n1 task cancelled, 0 refused, 1 skipped\n"
+
+
+class InterruptedManager(DashboardAsyncManager):
+    """Ctrl-C is pressed while the second of its tasks is cancelled."""
+
+    def cancel_task(self, task_name: str, user: Any = None) -> bool:
+        if TaskRecord.objects.cancelled().exists():
+            raise KeyboardInterrupt
+        return super().cancel_task(task_name, user)
+
+
+def test_ctrl_c_ends_it_with_what_was_done():
+    names = [InterruptedManager().launch_async_task(tasks.add, number) for number in range(3)]
+    code, out, err = run("cancel", "--all", "--yes", "--json")
+    assert (code, err) == (1, "Interrupted: the other tasks were not changed.")
+    assert [entry["task"] for entry in json.loads(out)["results"]] == names[:1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_work_that_a_later_try_has_done_is_not_done_again(manager):
+    name = manager.launch_async_task(tasks.add, 1)
+    manager.cancel_task(name)
+    manager.retry_task(name)
+    run_queue()
+    code, out, _err = run("retry", name)
+    assert (code, "a later try has completed" in out) == (1, True)
+    assert run("retry", "--status", "cancelled", "--yes")[1] == "No tasks match.\n"
+    assert run_json("retry", name, "--include-completed")["done"] == 1
+
+
 def test_completed_tasks_run_again_only_if_that_is_said(manager):
     name = manager.launch_async_task(tasks.add, 1, sync=True)
     assert run("retry", name)[0] == 1
@@ -285,6 +335,35 @@ def test_the_figures_fit_80_columns(failed, monkeypatch):
     assert max(map(cells_of, run("stats")[1].splitlines())) <= 80
 
 
+# The docs
+
+DOCS = django_settings.ROOT / "docs"
+SHOWN_COMMANDS = [
+    shlex.split(line.partition(" pcrud ")[2], comments=True)
+    for page in ("command-line.md", "pausing.md")
+    for line in (DOCS / page).read_text().splitlines()
+    if " pcrud " in line and line.startswith(("python manage.py ", "manage.py "))
+]
+
+
+@pytest.mark.parametrize("arguments", SHOWN_COMMANDS, ids=" ".join)
+def test_the_commands_of_the_docs_have_known_arguments(arguments):
+    parser = Command().create_parser("manage.py", "pcrud")
+    assert parser.parse_args(arguments).subcommand == arguments[0]
+
+
+def test_the_docs_know_each_subcommand():
+    page = (DOCS / "command-line.md").read_text()
+    assert all(f"`{name}`" in page for name in SUBCOMMANDS)
+
+
+def test_the_code_of_the_docs_lists_failures(failed):
+    [block] = re.findall(r"```python\n(.*?)```", (DOCS / "command-line.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    assert set(found["open_failures"]("tests.testapp.tasks.fail")) == set(failed)
+
+
 # The terminal
 
 
@@ -347,5 +426,5 @@ def test_each_subcommand_explains_itself():
     assert "Exit codes: 0 done, 1 something failed or was refused, 2 wrong arguments." in " ".join(
         answer.stdout.split()
     )
-    for name in ("tasks", "show", "retry", "cancel", "pause", "resume", "locks", "release", "stats"):
+    for name in SUBCOMMANDS:
         assert f"    {name} " in answer.stdout

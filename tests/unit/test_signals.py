@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import transaction
 from django.dispatch import Signal
 
 from powercrud_dashboard import signals
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.exceptions import TaskConflict
-from powercrud_dashboard.models import ActiveTask
+from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -191,3 +195,23 @@ def test_an_async_receiver_is_awaited(manager, connect):
     connect(signals.task_created, note)
     name = manager.launch_async_task(tasks.add, 1)
     assert told == [name]
+
+
+def test_the_code_of_the_docs_tells_the_team(manager, monkeypatch):
+    page = (settings.ROOT / "docs" / "signals.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    posted: list[str] = []
+    chat = ModuleType("myapp.chat")
+    chat.post = posted.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "myapp", ModuleType("myapp"))
+    monkeypatch.setitem(sys.modules, "myapp.chat", chat)
+    # Receivers are connected weakly, and live as long as their module.
+    found: dict[str, Any] = {}
+    exec(block, found)
+    with suppress(ValueError):
+        manager.launch_async_task(tasks.fail, sync=True)
+    name = TaskRecord.objects.get().task_name
+    assert posted == [f"{name} has failed: it broke", f"{name}: fail"]
+    assert all(f"`{signal}`" in page for signal in signals.__all__)
+    signals.task_failed.disconnect(found["tell_the_team"])
+    signals.task_finished.disconnect(found["note_the_end"])

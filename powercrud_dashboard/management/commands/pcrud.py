@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandParser, no_translati
 from powercrud_dashboard.management.pcrud.base import Subcommand
 from powercrud_dashboard.management.pcrud.bulk import Cancel, Retry
 from powercrud_dashboard.management.pcrud.console import Console
+from powercrud_dashboard.management.pcrud.doctor import Doctor
 from powercrud_dashboard.management.pcrud.locks import Locks, Release
 from powercrud_dashboard.management.pcrud.pausing import Pause, Resume
 from powercrud_dashboard.management.pcrud.show import Show
@@ -18,10 +19,8 @@ from powercrud_dashboard.management.pcrud.stats import Stats
 from powercrud_dashboard.management.pcrud.tasks import Tasks
 
 #: In the order of the help.
-SUBCOMMANDS: dict[str, Subcommand] = {
-    subcommand.name: subcommand
-    for subcommand in (Tasks(), Show(), Retry(), Cancel(), Pause(), Resume(), Locks(), Release(), Stats(), Test())
-}
+CLASSES = (Tasks, Show, Retry, Cancel, Pause, Resume, Locks, Release, Stats, Test, Doctor)
+SUBCOMMANDS: dict[str, Subcommand] = {subcommand.name: subcommand() for subcommand in CLASSES}
 
 EXIT_CODES = "Exit codes: 0 done, 1 something failed or was refused, 2 wrong arguments."
 

@@ -155,12 +155,15 @@ class BulkSubcommand(Subcommand):
         operations, results = self.operations(options, who), Results()
         user: Any = who
 
-        def act(record: TaskRecord) -> None:
+        def has_changed(record: TaskRecord) -> str:
             is_again = self.includes_done(options) and record.is_done
-            if refusal := BULK_ACTIONS["run_again" if is_again else self.action_name].refusal(user, record):
+            return BULK_ACTIONS["run_again" if is_again else self.action_name].refusal(user, record)
+
+        def act(record: TaskRecord) -> None:
+            if refusal := has_changed(record):
                 results.add(record.task_name, refusal, is_skipped=True)
-            else:
-                self._apply(record, operations, results)
+                return
+            self._apply(record, operations, results, has_changed)
 
         _to_each(console.progress(_records(list(chosen)), len(chosen)), act, results)
         return results
@@ -187,13 +190,23 @@ class BulkSubcommand(Subcommand):
 
     # Both
 
-    def _apply(self, record: TaskRecord, operations: Operations, results: Results) -> None:
+    def _apply(
+        self,
+        record: TaskRecord,
+        operations: Operations,
+        results: Results,
+        has_changed: Callable[[TaskRecord], str] = lambda record: "",
+    ) -> None:
+        """Apply the action. ``has_changed`` returns why there is nothing to do any more with a task, or ""."""
         answer = operations.perform(self.action_name, record)
-        if answer.refusal:
-            results.add(record.task_name, answer.refusal)
-        else:
+        if not answer.refusal:
             new = answer.new.task_name if answer.new else ""
             results.add(record.task_name, self.said_of(record, answer), is_done=True, new=new)
+            return
+        # It was read a moment ago, together with others.
+        now = TaskRecord.objects.defer(*WIDE_COLUMNS).filter(pk=record.pk).first()
+        refusal = "" if now is None else has_changed(now)
+        results.add(record.task_name, refusal or answer.refusal, is_skipped=bool(refusal))
 
     def said_of(self, record: TaskRecord, answer: Answer) -> str:
         """Return what is said of a task that was changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -37,37 +38,15 @@ class Test(Subcommand):
     def handle(self, console: Console, options: dict[str, Any]) -> None:
         if not options["timeout"] > 0:
             raise misused("--timeout is a number of seconds above 0.")
-        began = time.monotonic()
         try:
-            name = smoke.start(AsyncManager.resolve_manager(), options["cluster"], operator(options).actor)
-        except (smoke.NotTestable, EnqueueError, ValueError) as error:
+            report = run_test(options["cluster"], operator(options).actor, options["timeout"], tell=console.line)
+        except NOT_LAUNCHED as error:
             self._print_not_launched(console, options["cluster"], str(error))
             raise failed(f"Not launched: {error}") from error
-        try:
-            report = self._wait(console, name, began, options["timeout"])
-        finally:
-            smoke.forget(name)
         console.document(self._document(report))
         if (stopped := report.next_step) is not None:
-            raise failed(f"Not passed within {options['timeout']:g} s: {_told(stopped)}\n{report.advice}".strip())
+            raise failed(f"Not passed within {options['timeout']:g} s: {told(stopped)}\n{report.advice}".strip())
         console.line(f"The cluster works ({report.place}).", console.style.SUCCESS)
-
-    def _wait(self, console: Console, name: str, began: float, timeout: float) -> smoke.Report:
-        """Return the report of the end of the test, or of the end of the time. Steps are printed as they are done."""
-        launch_took = timedelta(seconds=time.monotonic() - began)
-        printed = 0
-        while True:
-            record = TaskRecord.objects.get(task_name=name)
-            report = smoke.report(record, launch_took)
-            for step in report.steps[printed:]:
-                if not step.is_done:
-                    break
-                printed += 1
-                took = "" if step.milliseconds is None else f"{step.milliseconds:g} ms"
-                console.line(f"{took:>12}  {step.label}")
-            if report.has_ended or time.monotonic() - began > timeout:
-                return report
-            time.sleep(LOOK)
 
     @staticmethod
     def _document(report: smoke.Report) -> dict[str, Any]:
@@ -91,5 +70,42 @@ class Test(Subcommand):
         )
 
 
-def _told(step: smoke.Step) -> str:
+#: Why a test can't be launched.
+NOT_LAUNCHED = (smoke.NotTestable, EnqueueError, ValueError)
+
+
+def run_test(cluster: str, actor: Any, timeout: float, tell: Callable[[str], None] = lambda text: None) -> smoke.Report:
+    """Test a cluster, and return the report of the end of the test, or of the end of the time.
+
+    Args:
+        cluster: the queue; "" for the default one.
+        actor: who tests it.
+        timeout: seconds to wait.
+        tell: is called with a line for each step as soon as it is done.
+
+    Raises:
+        NotTestable, EnqueueError, ValueError: if it can't be launched.
+    """
+    began = time.monotonic()
+    name = smoke.start(AsyncManager.resolve_manager(), cluster, actor)
+    launch_took = timedelta(seconds=time.monotonic() - began)
+    told_of = 0
+    try:
+        while True:
+            report = smoke.report(TaskRecord.objects.get(task_name=name), launch_took)
+            for step in report.steps[told_of:]:
+                if not step.is_done:
+                    break
+                told_of += 1
+                took = "" if step.milliseconds is None else f"{step.milliseconds:g} ms"
+                tell(f"{took:>12}  {step.label}")
+            if report.has_ended or time.monotonic() - began > timeout:
+                return report
+            time.sleep(LOOK)
+    finally:
+        smoke.forget(name)
+
+
+def told(step: smoke.Step) -> str:
+    """Return a sentence for the step at which a test stops."""
     return f"it stops before “{step.label}”."
