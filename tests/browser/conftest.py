@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -88,11 +89,13 @@ def busy(manager, record_of, make_projects, superuser) -> dict[str, int]:
     claimed_elsewhere(names["running"], host="worker-1", pid=4711)
     TaskRecord.objects.change(names["running"], RecordChange.started(attempt=1))
     manager.update_progress(names["running"], "Step 2/5: cutting")
-    names["completed"] = manager.launch_async_task(tasks.add, 3, sync=True)
+    names["completed"] = manager.launch_async_task(tasks.add, 3, group="nightly", sync=True)
     names["cancelled"] = manager.launch_async_task(tasks.add, 4)
     manager.cancel_task(names["cancelled"], user=superuser)
     manager.launch_async_task(tasks.add, 5, group="trio", affected_objects=projects, user=superuser)
     Schedule.objects.create(func="tests.testapp.tasks.add", args="1", name="nightly", next_run=timezone.now())
+    missed = timezone.now() - timedelta(hours=1)
+    Schedule.objects.create(func="tests.testapp.tasks.add", args="1", name="trio", next_run=missed)
     return {label: record_of(name).pk for label, name in {**names, "failed": "failed"}.items()}
 
 

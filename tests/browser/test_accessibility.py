@@ -16,6 +16,8 @@ PROJECTS = "/admin/testapp/project/"
 LIST = "/admin/powercrud_dashboard/taskrecord/"
 #: Django's own parts of the admin's pages.
 DJANGOS = (".breadcrumbs",)
+#: Lists whose layout is looked at in several ways.
+LISTS = ("", "failures/", "locks/", "schedules/", "cluster/", "cluster/queue/", "groups/trio/")
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 
 
@@ -44,10 +46,7 @@ def looked_at(request, page):
     return page
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["", "?status=failed", "?q=nothing&task=other", "failures/", "locks/", "cluster/", "groups/trio/", "insights/"],
-)
+@pytest.mark.parametrize("address", [*LISTS, "?status=failed", "?q=nothing&task=other", "insights/"])
 def test_the_lists(looked_at, busy, address):
     looked_at.goto(LIST + address)
     assert serious_violations(looked_at) == []
@@ -116,10 +115,7 @@ def test_the_empty_list_and_the_admins_index(looked_at):
 
 @pytest.mark.parametrize("language", ["en", "de"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize(
-    "address",
-    ["", "failures/", "locks/", "cluster/", "cluster/queue/", "groups/trio/", "{failed}/change/", "{running}/change/"],
-)
+@pytest.mark.parametrize("address", [*LISTS, "{failed}/change/", "{running}/change/"])
 def test_nothing_is_cut_off(page, busy, width, address, settings, language):
     settings.LANGUAGE_CODE = language
     page.set_viewport_size({"width": width, "height": 800})
@@ -133,9 +129,7 @@ def test_nothing_is_cut_off(page, busy, width, address, settings, language):
     assert wider_than_their_place == []
 
 
-@pytest.mark.parametrize(
-    "address", ["", "failures/", "locks/", "cluster/", "cluster/queue/", "groups/trio/", "{running}/change/"]
-)
+@pytest.mark.parametrize("address", [*LISTS, "{running}/change/"])
 def test_no_page_scrolls_sideways_with_text_of_twice_the_size(page, busy, address):
     page.set_viewport_size({"width": 1280, "height": 800})
     page.goto(LIST + address.format_map(busy))

@@ -20,6 +20,7 @@ PAGES = {
     "group": (f"{LIST}groups/trio/", f"{LIST}groups/trio/"),
     "failures": (f"{LIST}failures/", f"{LIST}failures/"),
     "locks": (f"{LIST}locks/", f"{LIST}locks/"),
+    "schedules": (f"{LIST}schedules/", f"{LIST}schedules/"),
     "cluster": (f"{LIST}cluster/", f"{LIST}cluster/"),
     "changelist": (PROJECTS, STRIP),
 }

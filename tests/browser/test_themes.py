@@ -24,6 +24,7 @@ PAGES = [
     f"{LIST}{{failed}}/edit/",
     f"{LIST}failures/",
     f"{LIST}locks/",
+    f"{LIST}schedules/",
     f"{LIST}cluster/",
     f"{LIST}groups/trio/",
     PROJECTS,
