@@ -214,7 +214,7 @@ def test_the_cluster_page_counts_them_and_links_to_them(client_of, keeper):
     make()
     make(name="late", next_run=timezone.now() - timedelta(hours=1))
     page = client_of(keeper).get(f"{BASE}cluster/").content.decode()
-    assert f'<a href="{PAGE}">2 schedules</a>, 1 of them has missed its time' in page
+    assert f'<a href="{PAGE}">2 schedules, 1 of them has missed its time</a>' in page
 
 
 def test_all_schedules_take_two_queries(django_assert_num_queries):
