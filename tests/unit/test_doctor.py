@@ -75,6 +75,16 @@ def test_all_is_well(well):
     assert out.getvalue().endswith("No problem was found.\n")
 
 
+def test_findings_fit_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = StringIO()
+    with pytest.raises(CommandError, match=r"problems? found"):
+        call_command("pcrud", "doctor", "--no-test", stdout=out, no_color=True)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("problem  cleanup   No schedule runs the cleanup") for line in lines)
+
+
 def test_a_note_is_no_problem(well):
     pauses.pause("queue", DEFAULT, "anna", "stocktaking")
     code, findings = examine()

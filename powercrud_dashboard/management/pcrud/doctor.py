@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds to wait for the test task of each queue.
 TIMEOUT = 15.0
+#: What stands before the lines of a finding but for the first, and the columns that lines have at least.
+INDENT, LEAST_WIDTH = " " * 19, 60
 
 
 class Doctor(Subcommand):
@@ -41,9 +44,9 @@ class Doctor(Subcommand):
         styles = {OK: console.style.SUCCESS, NOTE: console.style.WARNING, PROBLEM: console.style.ERROR}
         for name, finding in _examine(context):
             findings.append((name, finding))
-            console.line(f"{finding.level:<8} {name:<9} {finding.text}", styles[finding.level])
+            console.line(_wrapped(f"{finding.level:<8} {name:<9} ", finding.text, console), styles[finding.level])
             if finding.hint:
-                console.line(f"{'':<18} {finding.hint}")
+                console.line(_wrapped(INDENT, finding.hint, console))
         problems = [finding for _name, finding in findings if finding.level == PROBLEM]
         console.document(
             {
@@ -57,6 +60,12 @@ class Doctor(Subcommand):
         if problems:
             raise failed(f"{counted(len(problems), 'problem')} found.")
         console.line("No problem was found.", console.style.SUCCESS)
+
+
+def _wrapped(head: str, text: str, console: Console) -> str:
+    """Return a text after its head, in lines that fit the terminal."""
+    width = max(console.width, LEAST_WIDTH)
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=INDENT, break_long_words=False)
 
 
 def _examine(context: Context) -> Iterator[tuple[str, Finding]]:
