@@ -13,10 +13,10 @@ from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from powercrud_dashboard.conf import app_settings, is_retention
-from powercrud_dashboard.engine import observed
+from powercrud_dashboard.engine import observed, plain
 from powercrud_dashboard.engine.observed import EndedTask
 from powercrud_dashboard.models import TaskStatus
-from powercrud_dashboard.q2 import finished, queue
+from powercrud_dashboard.q2 import finished, observe
 from powercrud_dashboard.q2.finished import FinishedTask
 from powercrud_dashboard.text import error_summary
 
@@ -37,6 +37,8 @@ class Summary:
     known: int = 0
     #: Rows of managers' tasks whose records were deleted, and of this package's own work.
     own: int = 0
+    #: Rows of functions whose tasks are not to be recorded (``DASHBOARD_TRACK`` and its patterns).
+    not_tracked: int = 0
     #: Rows that ended before the time that was asked for.
     before_since: int = 0
     #: Rows that ended so long ago that cleanup would delete their records, or that are beyond the number that it keeps.
@@ -79,7 +81,7 @@ class Import:
             wanted, success=_kept_since(TaskStatus.SUCCESS), failed=_kept_since(TaskStatus.FAILED)
         )
         summary.past_retention = left - kept.count()
-        limit: int | None = getattr(app_settings, "DASHBOARD_TRACK_MAX_RECORDS", None)
+        limit = app_settings.DASHBOARD_TRACK_MAX_RECORDS
         if limit is not None and (first := finished.end_of_newest(kept, limit)) is not None:
             newest = kept.filter(stopped__gte=first)
             summary.over_limit = left - summary.past_retention - newest.count()
@@ -93,15 +95,17 @@ class Import:
             TaskBusy, DatabaseError: if the database does not answer. What was written before stays.
         """
         for part in finished.in_parts(self._rows, self._batch_size):
-            plain = [row for row in part if not _is_own(row)]
-            self.summary.own += len(part) - len(plain)
-            for row in plain:
+            foreign = [row for row in part if not _is_own(row)]
+            self.summary.own += len(part) - len(foreign)
+            tracked = [row for row in foreign if plain.is_observed({"name": row.name, "func": row.func})]
+            self.summary.not_tracked += len(foreign) - len(tracked)
+            for row in tracked:
                 if row.unreadable:
                     self._note_unreadable(row)
             if self._dry_run:
-                self.summary.imported += len(plain)
+                self.summary.imported += len(tracked)
             else:
-                self._write(plain)
+                self._write(tracked)
             yield len(part)
 
     def _write(self, rows: Sequence[FinishedTask]) -> None:
@@ -137,7 +141,7 @@ class Import:
 def _kept_since(status: str) -> datetime | None:
     """Return since when tasks must have ended for cleanup to keep their records; None if it keeps all."""
     settings = (
-        getattr(app_settings, "DASHBOARD_TRACK_RETENTION_DAYS", None),
+        app_settings.DASHBOARD_TRACK_RETENTION_DAYS,
         app_settings.DASHBOARD_RETENTION_DAYS.get(status),
     )
     days = [days for days in settings if days is not None and is_retention(days)]
@@ -149,9 +153,7 @@ def _is_own(row: FinishedTask) -> bool:
 
     The arguments of a manager's task are not in django-q2's columns.
     """
-    if row.func.startswith("powercrud_dashboard.") or row.name.startswith("pcrud-probe-"):
-        return True
-    return not row.args and _is_uuid(row.name)
+    return observe.is_own({"name": row.name, "func": row.func}) or (not row.args and _is_uuid(row.name))
 
 
 def _is_uuid(text: str) -> bool:
@@ -171,7 +173,8 @@ def _ended(row: FinishedTask) -> EndedTask:
         kwargs=row.kwargs if isinstance(row.kwargs, dict) else {} if row.kwargs is None else {"": row.kwargs},
         created_at=row.enqueued_at,
         group=row.group,
-        cluster="" if row.cluster == queue.main_cluster() else row.cluster,
+        cluster=observe.queue_of({"cluster": row.cluster}),
+        label=observe.given_name({"name": row.name, "id": row.id}),
         success=row.success,
         result=row.result,
         stopped_at=row.stopped_at,

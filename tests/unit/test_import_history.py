@@ -201,6 +201,32 @@ def test_what_cleanup_would_delete_is_not_imported(manager, settings):
     assert "past the retention: cleanup would delete them" in out
 
 
+def test_nor_is_what_is_past_the_retention_or_the_number_of_observed_tasks(settings):
+    days = {finished(ended_ago=timedelta(days=days)).pk: days for days in (1, 2, 3, 8)}
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_MAX_RECORDS": 2}
+    assert counts() == {"found": 4, "past_retention": 1, "over_limit": 1, "imported": 2}
+    assert {days[name] for name in TaskRecord.objects.values_list("task_name", flat=True)} == {1, 2}
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_MAX_RECORDS": None, "DASHBOARD_TRACK_RETENTION_DAYS": None}
+    assert counts() == {"found": 4, "known": 2, "imported": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "left"), [({"DASHBOARD_TRACK": "own"}, 2), ({"DASHBOARD_TRACK_EXCLUDE": ["tests.*"]}, 1)]
+)
+def test_functions_that_are_not_observed_are_left_out(settings, given, left):
+    finished()
+    finished(func="math.floor")
+    settings.POWERCRUD_SETTINGS = given
+    assert counts() == {"found": 2, "not_tracked": left, **({"imported": 2 - left} if left < 2 else {})}
+
+
+def test_a_name_that_the_launch_has_given_is_the_label():
+    finished(name="Nightly sum")
+    finished()
+    run()
+    assert set(TaskRecord.objects.values_list("label", flat=True)) == {"Nightly sum", ADD}
+
+
 def test_a_dry_run_writes_nothing():
     bad = finished()
     finished()
