@@ -7,13 +7,14 @@ INSTALLED := $(VENV)/.installed
 # Side by side, as tests wait for processes more than they compute.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo demo-check test lint unit clusters services powercrud faults bench docs reference messages screenshots clean
+.PHONY: help demo demo-check test lint unit clusters services matrix powercrud faults bench docs reference messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
 	@echo "make test         lint, types, layers, migrations, the whole test suite on SQLite, real clusters on PostgreSQL"
 	@echo "make services     the suite on PostgreSQL, Redis, local times, and beside other packages of the admin"
+	@echo "make matrix       a part of the tests on each Python, Django, database and broker, and with the oldest dependencies"
 	@echo "make powercrud    tests with the views of django-powercrud, on Python 3.12 or newer"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
@@ -66,6 +67,11 @@ services: $(INSTALLED)
 	$(PYTEST) --ds tests.settings.neighbours tests/neighbours
 	$(PYTEST) --ds tests.settings.unfold tests/browser/test_themes.py
 	$(PYTEST) --ds tests.settings.jazzmin tests/browser/test_themes.py
+
+# Each Python, Django, database and broker, and the oldest dependencies. Pythons that are missing are named.
+matrix: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group matrix
+	$(BIN)/nox $(ARGS)
 
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)

@@ -151,7 +151,6 @@ class Project:
                 cluster.wait(DEADLINE)
 
 
-@pytest.mark.cluster
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_the_tutorial_can_be_followed_with_what_is_built(built, kind, tmp_path):
