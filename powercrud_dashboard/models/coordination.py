@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Greatest
@@ -14,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models.database import Now, PrimaryManager
-from powercrud_dashboard.models.fields import CharField, TextField
+from powercrud_dashboard.models.fields import CharField, TextField, user_key
 from powercrud_dashboard.models.locks import ConflictLock
 from powercrud_dashboard.models.pausing import Pause
 from powercrud_dashboard.models.prepared import PreparedDelete, PreparedSave, PreparedUpdate, Slot
@@ -292,16 +291,7 @@ class ActiveTask(models.Model):
     manager_class = CharField(_("manager class"), max_length=255, blank=True)
     #: What the manager is made with, wherever one is made for this task.
     manager_config = models.JSONField(_("manager configuration"), default=dict, blank=True)
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("user"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        # A user who is deleted meanwhile must not undo the change of state at the commit.
-        db_constraint=False,
-        related_name="+",
-    )
+    user = user_key(_("user"), db_index=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     #: Since when the current attempt has been queued, or has waited for its retry.
     queued_at = models.DateTimeField(_("queued at"), db_default=Now())
@@ -355,16 +345,7 @@ class ActiveTask(models.Model):
 
     #: Since when somebody wants the running task to pause.
     pause_requested_at = models.DateTimeField(_("pause requested at"), null=True, blank=True)
-    pause_requested_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("pause requested by"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        db_constraint=False,
-        related_name="+",
-        db_index=False,
-    )
+    pause_requested_by = user_key(_("pause requested by"))
     #: Whether it is to keep its locks meanwhile.
     pause_keeps_locks = models.BooleanField(_("keeps its locks"), default=True)
     #: The locks that it has given back while it is paused, and those of them that are its selection, each as model
@@ -379,16 +360,7 @@ class ActiveTask(models.Model):
     progress_at = models.DateTimeField(_("progress at"), null=True, blank=True)
 
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
-    cancel_requested_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("cancel requested by"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        # A user who is deleted meanwhile must not undo the change of state at the commit.
-        db_constraint=False,
-        related_name="+",
-    )
+    cancel_requested_by = user_key(_("cancel requested by"), db_index=True)
 
     objects = ActiveTaskManager()
 

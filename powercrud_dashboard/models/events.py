@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.database import PrimaryManager
-from powercrud_dashboard.models.fields import CharField, TextField
+from powercrud_dashboard.models.fields import CharField, TextField, user_key
 from powercrud_dashboard.models.history import TaskRecord
 from powercrud_dashboard.models.prepared import PreparedInsert
 
@@ -57,17 +56,7 @@ class TaskEvent(models.Model):
     record = models.ForeignKey(TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="events")
     event = CharField(_("event"), max_length=30)
     timestamp = models.DateTimeField(_("time"), default=timezone.now)
-    actor = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("actor"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        # A user who is deleted meanwhile must not undo the change of state at the commit.
-        db_constraint=False,
-        related_name="+",
-        db_index=False,
-    )
+    actor = user_key(_("actor"))
     actor_label = CharField(_("actor's name"), max_length=255, blank=True)
     message = TextField(_("message"), blank=True)
     payload = models.JSONField(_("details"), default=dict, blank=True, encoder=DjangoJSONEncoder)

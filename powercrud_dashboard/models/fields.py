@@ -1,9 +1,10 @@
-"""Text columns that take any text, alike on every database, in values as in lookups."""
+"""Text columns that take any text, alike on every database, in values as in lookups; and columns with a user."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.db import models
 
 from powercrud_dashboard.models.statuses import Resolution, TaskStatus
@@ -48,3 +49,13 @@ class ResolutionField(CharField):
     def deconstruct(self) -> Any:
         name, _path, args, kwargs = super().deconstruct()
         return name, "django.db.models.CharField", args, kwargs
+
+
+def user_key(verbose_name: Any, **options: Any) -> Any:
+    """Return a foreign key to a user, empty once the user is deleted unless ``options`` say otherwise.
+
+    It has no constraint: a user who is deleted meanwhile must not undo the change of state at the commit.
+    """
+    kept = {} if options.get("on_delete") is models.CASCADE else {"null": True, "blank": True}
+    usual = {"on_delete": models.SET_NULL, "db_constraint": False, "related_name": "+", "db_index": False, **kept}
+    return models.ForeignKey(settings.AUTH_USER_MODEL, verbose_name=verbose_name, **{**usual, **options})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, models
 from django.db.models import Case, F, Q, Value, When
@@ -16,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.database import PrimaryManager
-from powercrud_dashboard.models.fields import CharField, ResolutionField, TextField
+from powercrud_dashboard.models.fields import CharField, ResolutionField, TextField, user_key
 from powercrud_dashboard.models.prepared import PreparedSave, PreparedUpdate, Slot
 from powercrud_dashboard.models.statuses import (
     FINISHED,
@@ -206,17 +205,7 @@ class TaskRecord(models.Model):
     failure_reason = CharField(_("failure reason"), max_length=20, choices=FailureReason, blank=True)
     message = TextField(_("message"), blank=True)
 
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("user"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        # A user who is deleted meanwhile must not undo the change of state at the commit.
-        db_constraint=False,
-        related_name="+",
-        db_index=False,
-    )
+    user = user_key(_("user"))
     #: The person's name at launch, which stays when the account is deleted.
     user_label = CharField(_("launched by"), max_length=255, blank=True)
 

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models.database import PrimaryManager
-from powercrud_dashboard.models.fields import CharField
+from powercrud_dashboard.models.fields import CharField, user_key
 from powercrud_dashboard.models.history import TaskRecord
 from powercrud_dashboard.models.prepared import PreparedInsert
 
@@ -84,15 +84,7 @@ class TaskNotice(models.Model):
     """The end of a task that the person who launched it has not seen yet, or is to get a mail about."""
 
     record = models.ForeignKey(TaskRecord, verbose_name=_("task"), on_delete=models.CASCADE, related_name="+")
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("user"),
-        on_delete=models.CASCADE,
-        # A user who is deleted meanwhile must not undo the change of state at the commit.
-        db_constraint=False,
-        db_index=False,
-        related_name="+",
-    )
+    user = user_key(_("user"), on_delete=models.CASCADE)
     created_at = models.DateTimeField(_("created at"), default=timezone.now)
     #: Whether the middleware and the tray show it; others are only for the mail.
     is_for_pages = models.BooleanField(_("is for pages"), default=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import uuid
 
-from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.database import Now, PrimaryManager
-from powercrud_dashboard.models.fields import CharField, TextField
+from powercrud_dashboard.models.fields import CharField, TextField, user_key
 
 
 class PauseKind(models.TextChoices):
@@ -38,16 +37,7 @@ class Pause(models.Model):
     #: The name of the queue (cluster), or the dotted path of the function.
     name = CharField(_("name"), max_length=255)
     since = models.DateTimeField(_("since"), db_default=Now())
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        verbose_name=_("user"),
-        null=True,
-        blank=True,
-        on_delete=models.SET_NULL,
-        db_constraint=False,
-        related_name="+",
-        db_index=False,
-    )
+    user = user_key(_("user"))
     #: The person's name, which stays when the account is deleted.
     user_label = CharField(_("paused by"), max_length=255, blank=True)
     note = TextField(_("note"), blank=True)
