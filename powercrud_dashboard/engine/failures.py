@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Q
-from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from powercrud_dashboard.engine import lifecycle
@@ -36,7 +33,7 @@ def resolve_earlier(completed: TaskRecord) -> list[int]:
     failures = chain.filter(pk__in=resolved, status=TaskStatus.FAILED).exclude(resolution=Resolution.RESOLVED)
     failures.update(resolution=Resolution.RESOLVED, resolution_at=timezone.now(), resolution_by="", resolution_note="")
     if len(resolved) < len(unresolved):
-        count_last_failures([completed.chain_key])
+        TaskRecord.objects.count_last_failures([completed.chain_key])
     return resolved
 
 
@@ -61,33 +58,12 @@ def _is_all_done(record: TaskRecord) -> bool:
     return is_known and not TaskObject.objects.all().left_of(record).exists()
 
 
-def note_partial_retries_of(pks: Collection[int]) -> None:
-    """Note that the retries of these records are for some objects only, if these are: they are to be deleted."""
-    partial: Collection[int] = list(TaskRecord.objects.filter(pk__in=pks, is_partial=True).values_list("pk", flat=True))
-    while partial:
-        retries = TaskRecord.objects.filter(retry_of__in=partial, is_partial=False)
-        found = list(retries.values_list("pk", flat=True))
-        retries.update(is_partial=True)
-        # Their retries keep their place in the chain, unless they are deleted as well.
-        partial = set(found).intersection(pks)
-
-
 def supersede_earlier(failed: TaskRecord) -> None:
     """Count this failed retry in the place of the earlier failures of its chain."""
     earlier = TaskRecord.objects.chain_of(failed).filter(pk__lt=failed.pk, status=TaskStatus.FAILED)
     # Somebody may delete one of them at this moment, so that the one before counts again.
     if earlier.lock():
         earlier.filter(superseded=False).update(superseded=True)
-
-
-def count_last_failures(chains: Collection[int | None]) -> None:
-    """Count the last unresolved failure of these chains, after later ones were resolved or deleted."""
-    if not chains:
-        return
-    tries = TaskRecord.objects.filter(Q(pk__in=chains) | Q(chain__in=chains), superseded=True)
-    later = TaskRecord.objects.filter(chain=OuterRef("chain_or_pk"), pk__gt=OuterRef("pk"), status=TaskStatus.FAILED)
-    is_last = ~Exists(later.exclude(resolution=Resolution.RESOLVED))
-    tries.alias(chain_or_pk=Coalesce("chain", "pk")).filter(is_last).update(superseded=False)
 
 
 def dismiss(manager: lifecycle.LifecycleManager, task_name: str, user: Any, note: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import InterfaceError, OperationalError, models
 from django.db.models import Exists, OuterRef, Q
 
-from powercrud_dashboard.engine import failures, statistics
+from powercrud_dashboard.engine import statistics
 from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import TaskEvent, TaskFile, TaskLogLine, TaskNotice, TaskObject, TaskRecord
 from powercrud_dashboard.models.database import give_way, impatient_transaction, in_chunks
@@ -74,14 +74,13 @@ def _delete(pks: list[int]) -> list[int]:
             TaskNotice.objects.filter(record__in=pks).delete()
             names = TaskRecord.objects.filter(pk__in=pks).values_list("task_name", flat=True)
             TaskFile.objects.filter(owner__in=list(names)).delete()
-            failures.note_partial_retries_of(pks)
-            TaskRecord.objects.filter(retry_of__in=pks).update(retry_of=None)
-            TaskRecord.objects.filter(first_try__in=pks).update(first_try=None)
-            if _references():
-                records.only("pk").delete()
-            else:
-                records._raw_delete(records.db)
-            failures.count_last_failures(chains)
+            with records.leaving_chains():
+                TaskRecord.objects.filter(retry_of__in=pks).update(retry_of=None)
+                TaskRecord.objects.filter(first_try__in=pks).update(first_try=None)
+                if _references():
+                    records.only("pk").delete()
+                else:
+                    records._raw_delete(records.db)
     except (OperationalError, InterfaceError):
         # The database does not answer, whatever the records are.
         raise

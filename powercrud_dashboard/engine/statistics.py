@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db.models import Max, QuerySet, Sum
+from django.db.models import Case, DateTimeField, Max, OuterRef, QuerySet, Subquery, Sum, When
 from django.utils import timezone
 
-from powercrud_dashboard.models import TaskRecord, TaskStatistics, TaskStatus
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, TaskStatus
 from powercrud_dashboard.models.database import give_way, impatient_transaction, take_turn
 from powercrud_dashboard.models.statistics import Histogram, Joined, Span, floor, span_for
 from powercrud_dashboard.models.statuses import GIVEN_UP
@@ -56,17 +56,25 @@ class End(NamedTuple):
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> End:
         """Return it for the values of ``END_COLUMNS`` of a record."""
-        func, cluster, status, created_at, started_at, finished_at, run_time, attempts, host, release, run_after = row
-        has_waited = started_at is not None and attempts <= 1
+        func, cluster, status, created_at, started_at, finished_at, run_time, first_start, host, release, run_after = (
+            row
+        )
         has_run = started_at is not None and status != TaskStatus.CANCELLED
-        wait = _milliseconds(started_at - max(created_at, run_after or created_at)) if has_waited else None
+        wait = _milliseconds(first_start - max(created_at, run_after or created_at)) if first_start else None
         run = _milliseconds(run_time) if has_run else None
         return cls(func, cluster, status, finished_at, wait, run, host, release)
 
 
+_STARTS = TaskEvent.objects.filter(record=OuterRef("pk"), event="start").order_by("timestamp", "pk")
+#: When a worker began the first attempt: the record tells of the last, and a slice is one, too.
+_FIRST_START = Case(
+    When(attempts__gt=1, then=Subquery(_STARTS.values("timestamp")[:1])),
+    default="started_at",
+    output_field=DateTimeField(),
+)
 END_COLUMNS = (
     *("func", "cluster", "status", "created_at", "started_at", "finished_at", "run_time"),
-    *("attempts", "worker_host", "release", "run_after"),
+    *(_FIRST_START, "worker_host", "release", "run_after"),
 )
 
 

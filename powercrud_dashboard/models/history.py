@@ -12,6 +12,7 @@ from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from powercrud_dashboard.models.chains import ChainQuerySet
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.coordination import ActiveTask
 from powercrud_dashboard.models.database import PrimaryManager
@@ -39,7 +40,7 @@ CORRECTED_WITHIN = timedelta(minutes=10)
 TEST_GROUP = "pcrud-test"
 
 
-class TaskRecordQuerySet(models.QuerySet["TaskRecord"]):
+class TaskRecordQuerySet(ChainQuerySet["TaskRecord"]):
     def queued(self) -> TaskRecordQuerySet:
         return self.filter(status=TaskStatus.PENDING)
 
@@ -396,6 +397,10 @@ class TaskRecord(models.Model):
 
     def __str__(self) -> str:
         return self.label or self.task_name
+
+    def delete(self, using: str | None = None, keep_parents: bool = False) -> tuple[int, dict[str, int]]:
+        with TaskRecord.objects.filter(pk=self.pk).leaving_chains():
+            return super().delete(using, keep_parents)
 
     @property
     def is_finished(self) -> bool:

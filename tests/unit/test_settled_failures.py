@@ -335,10 +335,26 @@ def delete(client, *records: TaskRecord) -> None:
     client.post("/admin/powercrud_dashboard/taskrecord/bulk/", data)
 
 
+#: As a person deletes records on the page, and as code of the project does.
+DELETIONS = {
+    "page": lambda boss, records: delete(boss, *records),
+    "queryset": lambda boss, records: TaskRecord.objects.filter(pk__in=[record.pk for record in records]).delete(),
+    "one by one": lambda boss, records: [TaskRecord.objects.get(pk=record.pk).delete() for record in records],
+}
+
+
+@pytest.mark.parametrize("way", DELETIONS)
+def test_it_counts_again_however_the_last_one_is_deleted(boss, manager, failed, record_of, way):
+    second = retry(manager, failed, "fail", error="again")
+    DELETIONS[way](boss, [record_of(second)])
+    assert open_names() == [failed]
+
+
 @pytest.mark.usefixtures("run_here")
+@pytest.mark.parametrize("way", DELETIONS)
 @pytest.mark.parametrize("deleted", [1, 2])
 def test_a_retry_of_some_objects_stays_one_if_the_tries_before_it_are_deleted(
-    boss, manager, by_object, record_of, deleted
+    boss, manager, by_object, record_of, deleted, way
 ):
     by_object.clear()
     _is_fatal.append(None)
@@ -350,7 +366,7 @@ def test_a_retry_of_some_objects_stays_one_if_the_tries_before_it_are_deleted(
             manager.retry_task(last)
     tries = list(TaskRecord.objects.order_by("pk"))
     _is_fatal.clear()
-    delete(boss, *tries[1 : 1 + deleted])
+    DELETIONS[way](boss, tries[1 : 1 + deleted])
     manager.retry_task(tries[3].task_name)
     assert record_of(tries[3].task_name).resolution == "resolved"
     # The other object is still to be done.

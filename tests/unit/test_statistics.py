@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from powercrud_dashboard.engine import statistics
 from powercrud_dashboard.engine.pruning import delete_records
-from powercrud_dashboard.models import FailureReason, TaskRecord, TaskStatistics, TaskStatus
+from powercrud_dashboard.models import FailureReason, TaskEvent, TaskRecord, TaskStatistics, TaskStatus
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.statistics import Histogram, Span
 from tests.testapp import tasks
@@ -121,6 +121,19 @@ def test_cancelled_and_repeated_tasks_do_not_distort_the_times(make_ended):
     row = TaskStatistics.objects.get()
     assert counted() == {"completed": 1, "failed": 1, "cancelled": 1}
     assert (row.max_wait_ms, row.max_run_ms) == (1_000, 4_000)
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_task_in_slices_has_waited_until_its_first_one(make_ended, is_counted):
+    (record,) = make_ended(wait=900, attempts=3)
+    for seconds in (2, 400, 900):
+        TaskEvent.objects.create(record=record, event="start", timestamp=record.created_at + timedelta(seconds=seconds))
+    if is_counted:
+        statistics.count_ended()
+        assert TaskStatistics.objects.get().max_wait_ms == 2_000
+    else:
+        ((end,), _are_more) = statistics.uncounted(1)
+        assert end.wait == 2_000
 
 
 def test_a_pass_that_dies_in_the_middle_is_made_up_for(make_ended):
