@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import QuerySet
@@ -25,6 +26,21 @@ EDITABLE_PREFIX = f"{BaseFormSet.get_default_prefix()}-"
 
 #: Objects and locks listed on the confirmation page.
 SHOWN_OBJECTS = 20
+#: If a holder has locked more of the objects than this, they are folded.
+FOLDED_FROM = 3
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has locked some of the selected objects: how many, and the first of them."""
+
+    name: str
+    count: Count
+    objects: list[Any]
+
+    @property
+    def is_folded(self) -> bool:
+        return self.count.number > FOLDED_FROM
 
 
 def submitted_form(action: BackgroundAction, request: HttpRequest) -> BaseForm | None:
@@ -57,6 +73,7 @@ def confirmation_page(
     objects = rows.described()
     # Of a lock only the label and the key are known.
     names = {(lock_label(model_admin), str(row.pk)): row for row in objects}
+    holders = _holders(locked, names)
     label = action.label_for(model_admin)
     request.current_app = model_admin.admin_site.name
     context = {
@@ -68,7 +85,8 @@ def confirmation_page(
         "form": form,
         "count": rows.count(),
         "objects": objects[:SHOWN_OBJECTS],
-        "locked": [(names.get((lock.model_label, lock.object_id), lock), lock) for lock in locked[:SHOWN_OBJECTS]],
+        "holders": holders[:SHOWN_OBJECTS],
+        "has_more_holders": len(holders) > SHOWN_OBJECTS,
         "locked_count": Count(len(locked), is_capped=not are_all_read),
         "skips": action.on_conflict == "skip",
         "changelist_fields": _changelist_fields(request),
@@ -93,6 +111,21 @@ def _locked(action: BackgroundAction, model_admin: Admin, rows: SelectedRows) ->
     selected = rows.among([lock.object_id for lock in on_objects])
     on_all = [lock for lock in on_model if lock.object_id == WHOLE_MODEL]
     return [*on_all, *(lock for lock in on_objects if lock.object_id in selected)], are_all_read
+
+
+def _holders(locked: list[Any], names: dict[tuple[str, str], Any]) -> list[Holder]:
+    """Return the holders of these locks, each with the first of the objects that it has locked."""
+    by_holder: dict[int, list[Any]] = {}
+    for lock in locked:
+        by_holder.setdefault(lock.active_task_id, []).append(lock)
+    return [
+        Holder(
+            str(of_holder[0].active_task),
+            Count(len(of_holder)),
+            [names.get((lock.model_label, lock.object_id), lock) for lock in of_holder[:SHOWN_OBJECTS]],
+        )
+        for of_holder in by_holder.values()
+    ]
 
 
 def _changelist_fields(request: HttpRequest) -> list[tuple[str, str]]:

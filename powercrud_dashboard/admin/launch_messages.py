@@ -15,7 +15,7 @@ from django.utils.translation import ngettext
 from powercrud_dashboard.admin.pages import task_url
 from powercrud_dashboard.admin.selection import SelectedRows, locked_rows
 from powercrud_dashboard.dashboard.links import dashboard_url
-from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
+from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS, Count
 from powercrud_dashboard.exceptions import EnqueueError, FileTooLarge, TaskAlreadyActive, TaskBusy, TaskConflict
 from powercrud_dashboard.models import TaskRecord, TaskStatus
 
@@ -55,31 +55,31 @@ class LaunchMessages:
         count, failed = self._outcome(launch) if launch.has_run else (launch.count, 0)
         if launch.has_run:
             text = ngettext(
-                "“%(action)s” has finished for %(count)d object.",
-                "“%(action)s” has finished for %(count)d objects.",
+                "“%(action)s” has finished for %(count)s object.",
+                "“%(action)s” has finished for %(count)s objects.",
                 count,
             )
             link_text = _("View the result")
         else:
             text = ngettext(
-                "“%(action)s” runs in the background for %(count)d object.",
-                "“%(action)s” runs in the background for %(count)d objects.",
+                "“%(action)s” runs in the background for %(count)s object.",
+                "“%(action)s” runs in the background for %(count)s objects.",
                 count,
             )
             link_text = _("View progress")
         url = self._group_url(launch.group) if launch.group else self._task_url(launch.task_name)
         if count or not failed:
-            message(_with_link(text % {**label, "count": count}, url, link_text), messages.SUCCESS)
+            message(_with_link(text % {**label, "count": Count(count)}, url, link_text), messages.SUCCESS)
         if failed:
             text = ngettext(
-                "“%(action)s” failed for %(count)d object.", "“%(action)s” failed for %(count)d objects.", failed
+                "“%(action)s” failed for %(count)s object.", "“%(action)s” failed for %(count)s objects.", failed
             )
-            message(_with_link(text % {**label, "count": failed}, url, _("View the errors")), messages.ERROR)
+            message(_with_link(text % {**label, "count": Count(failed)}, url, _("View the errors")), messages.ERROR)
         if launch.skipped:
             text = ngettext(
-                "%(count)d locked object was skipped.", "%(count)d locked objects were skipped.", launch.skipped
+                "%(count)s locked object was skipped.", "%(count)s locked objects were skipped.", launch.skipped
             )
-            message(text % {"count": launch.skipped}, messages.WARNING)
+            message(text % {"count": Count(launch.skipped)}, messages.WARNING)
         if launch.has_run and launch.task_name:
             self._show_task_messages(launch.task_name)
 
@@ -113,10 +113,10 @@ class LaunchMessages:
             # The error may be about the first task of a group.
             count = len(locked_rows(self._model_admin.opts.label_lower, selected.pks or [])) or conflict.total
             text = ngettext(
-                "“%(action)s” was not launched: %(count)d selected object is locked by",
-                "“%(action)s” was not launched: %(count)d selected objects are locked by",
+                "“%(action)s” was not launched: %(count)s selected object is locked by",
+                "“%(action)s” was not launched: %(count)s selected objects are locked by",
                 count,
-            ) % {**label, "count": count}
+            ) % {**label, "count": Count(count)}
         labels = {item.holder: item.holder_label or item.holder for item in conflict.held}
         visible = TaskRecord.objects.visible_to(self._request.user)
         keys = dict(visible.filter(task_name__in=labels).values_list("task_name", "pk"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,13 @@ class Listing:
         # Cheaper than to look for those that do not wait: they are counted from an index alone.
         left = max(0, queued.number - counts[WAITING.name].number)
         return {**counts, TaskStatus.PENDING: Count(left, queued.is_capped), "": total}
+
+    def number_with(self, statuses: Collection[str]) -> Count:
+        """Return how many of the listed tasks have one of these statuses, as the tabs count them."""
+        if self.status:
+            return self.counts[self.status]
+        waiting = [WAITING.name] if TaskStatus.PENDING in statuses else []
+        return sum((self.counts[status] for status in (*statuses, *waiting)), Count(0))
 
     @property
     def open_failures(self) -> Count | None:

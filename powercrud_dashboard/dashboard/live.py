@@ -83,8 +83,7 @@ class LiveTask:
     @property
     def remaining(self) -> timedelta | None:
         """The estimated remaining time, or None if it is not known. The time limit ends it."""
-        estimated, limit = self._estimated_time, self.time_to_limit
-        return estimated if estimated is None or limit is None else min(estimated, limit)
+        return self.time_to_limit if self.is_stopped_by_limit else self._estimated_time
 
     @property
     def time_limit(self) -> timedelta | None:
@@ -103,9 +102,13 @@ class LiveTask:
 
     @property
     def is_stopped_by_limit(self) -> bool:
-        """Whether the time limit will probably stop the task before it is done."""
+        """Whether the time limit will probably stop the task before it is done.
+
+        One that has given its worker back before will do so again, before its limit.
+        """
         estimated, limit = self._estimated_time, self.time_to_limit
-        return estimated is not None and limit is not None and estimated > limit
+        is_in_slices = bool(self.active.ran_before)
+        return estimated is not None and limit is not None and estimated > limit and not is_in_slices
 
     @property
     def _estimated_time(self) -> timedelta | None:

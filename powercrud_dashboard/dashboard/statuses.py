@@ -26,7 +26,7 @@ class ShownStatus:
 #: A queued task that has failed before and waits for its retry.
 WAITING = ShownStatus("waiting", _("Waiting for retry"))
 #: A queued task that waits for the time that its launch has named.
-SCHEDULED = ShownStatus("waiting", _("Scheduled"))
+SCHEDULED = ShownStatus("scheduled", _("Scheduled"))
 #: A completed task that went on past objects that failed.
 WITH_ERRORS = ShownStatus("errors", _("Completed with errors"))
 #: A run that its schedule has left out.

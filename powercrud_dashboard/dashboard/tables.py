@@ -11,12 +11,14 @@ import django_tables2 as tables
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_tables2.data import TableListData
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.formatting import Moment, duration
 from powercrud_dashboard.dashboard.rows import TaskRow, render_rows
 from powercrud_dashboard.models import TaskStatus
@@ -174,7 +176,7 @@ class FailureTable(tables.Table):  # type: ignore[misc]
         )
 
     def render_func(self, record: FailureGroup) -> str:
-        shown = link(self.function_url(record), record.func)
+        shown = link(self.function_url(record), breakable(record.func))
         url = self.changed_url(record)
         return format_html("{} {}", shown, link(url, gettext("What changed?"))) if url else shown
 
@@ -187,7 +189,8 @@ class FailureTable(tables.Table):  # type: ignore[misc]
     def render_actions(self, record: FailureGroup) -> str:
         if not record.query:
             return ""
-        return self._render_partial("_actions.html", record, actions=self.bulk_actions, bulk_url=self.bulk_url)
+        actions = [it for it in self.bulk_actions if record.has_own or it.permission not in access.NEED_A_MANAGER]
+        return self._render_partial("_actions.html", record, actions=actions, bulk_url=self.bulk_url)
 
     def _render_partial(self, name: str, group: FailureGroup, **more: Any) -> str:
         return render_to_string(f"powercrud_dashboard/failures/{name}", {"group": group, **more}, request=self.request)
@@ -261,6 +264,11 @@ def paginate_table(table: tables.Table, request: HttpRequest) -> None:
 def time_html(at: datetime, now: datetime) -> str:
     """Return a time as it is seen from ``now``, as HTML."""
     return render_to_string("powercrud_dashboard/shared/_time.html", {"moment": Moment.of(at, now)})
+
+
+def breakable(path: str) -> str:
+    """Return a dotted path as HTML in which a line may end after each dot."""
+    return format_html_join(mark_safe(".<wbr>"), "{}", ([part] for part in path.split(".")))
 
 
 def link(url: str, text: str) -> str:

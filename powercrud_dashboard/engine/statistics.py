@@ -56,11 +56,9 @@ class End(NamedTuple):
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> End:
         """Return it for the values of ``END_COLUMNS`` of a record."""
-        func, cluster, status, created_at, started_at, finished_at, run_time, first_start, host, release, run_after = (
-            row
-        )
+        func, cluster, status, created_at, started_at, finished_at, run_time, first_start, host, release, planned = row
         has_run = started_at is not None and status != TaskStatus.CANCELLED
-        wait = _milliseconds(first_start - max(created_at, run_after or created_at)) if first_start else None
+        wait = _milliseconds(first_start - max(created_at, planned or created_at)) if first_start else None
         run = _milliseconds(run_time) if has_run else None
         return cls(func, cluster, status, finished_at, wait, run, host, release)
 

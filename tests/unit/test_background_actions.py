@@ -227,6 +227,16 @@ def test_a_form_asks_first_and_shows_what_is_locked(boss, projects, manager):
     assert not TaskRecord.objects.exists()
 
 
+def test_many_locks_of_one_holder_are_folded(boss, projects, manager):
+    manager.add_conflict_ids("nightly", {"testapp.Project": projects[:4]})
+    manager.add_conflict_ids("one more", {"testapp.Project": projects[4:]})
+    text = choose(boss, "rename", projects).content.decode()
+    assert "<summary>4 objects, locked by “nightly”</summary>" in text
+    assert text.count("locked by “nightly”") == 1
+    assert "<li>project 3</li>" in text[text.index("nightly") :]
+    assert "project 4, locked by “one more”" in text
+
+
 def test_the_form_has_what_widgets_of_the_admin_need_and_marks_what_is_required(boss, projects):
     text = choose(boss, "rename", projects).content.decode()
     assert text.index("/admin/jsi18n/") < text.index("/admin/js/core.js")

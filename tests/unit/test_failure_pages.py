@@ -449,3 +449,26 @@ def test_first_seen_of_ones_own_tasks_tells_nothing_of_others(client_of, make_us
     own = fail("own", "no price for 2", user=anna)
     (group,) = client_of(anna).get(FAILURES).context["summary"].groups
     assert group.first == own.finished_at
+
+
+def test_what_is_only_observed_is_not_offered_for_a_retry(boss, fail):
+    fail("ours")
+    TaskRecord.objects.filter(pk=fail("theirs", "it is broken").pk).update(source="django_tasks")
+    groups = boss.get(FAILURES).content.decode().split("<tr>")[2:]
+    offered = {
+        "theirs" if "is broken" in group else "ours": re.findall(r'value="(retry|dismiss)"', group) for group in groups
+    }
+    assert offered == {"ours": ["retry", "dismiss"], "theirs": ["dismiss"]}
+
+
+def test_a_line_of_a_path_may_end_after_each_dot(boss, fail):
+    fail("open")
+    assert ">tests.<wbr>testapp.<wbr>tasks.<wbr>add</a>" in boss.get(FAILURES).content.decode()
+
+
+def test_the_number_beside_an_action_is_that_of_the_tasks_that_it_is_for(boss, settled, manager):
+    for number in range(3):
+        manager.launch_async_task(tasks.add, 1, label=f"waiting {number}")
+    page = boss.get(LIST, {"function": "tests.testapp.tasks.add"}).content.decode()
+    offered = dict(re.findall(r'name="all_action" value="(\w+)"[^>]*>([^<]*)<', page))
+    assert offered == {"retry": "Retry all 2", "cancel": "Cancel all 3", "dismiss": "Dismiss all 2"}

@@ -40,7 +40,7 @@ def failures(manager, record_of):
 
 def rows_of(page: str) -> list[list[str]]:
     """Return the text of each cell of the table."""
-    body = page[page.index("<tbody>") : page.index("</tbody>")]
+    body = page[page.index("<tbody>") : page.index("</tbody>")].replace("<wbr>", "")
     return [
         [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", cell)).strip() for cell in re.findall(r"<td.*?</td>", row, re.S)]
         for row in re.findall(r"<tr.*?</tr>", body, re.S)

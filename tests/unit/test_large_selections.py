@@ -295,3 +295,8 @@ def test_chunks_that_the_broker_refuses_can_be_retried(boss, projects, few_keys)
     splitter = TaskRecord.objects.earliest("pk")
     assert splitter.result == {"launched": 2, "refused": 1}
     assert splitter.failed_count == 2
+
+
+def test_large_numbers_have_separators(boss, make_projects):
+    answer = select_all(boss, "archive", make_projects(1_001))
+    assert "runs in the background for 1,001 objects." in said(answer)[0]

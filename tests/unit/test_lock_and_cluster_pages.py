@@ -12,6 +12,9 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
+from django_q.brokers import get_broker
+from django_q.signing import SignedPackage
+from django_q.status import Stat, Status
 
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
 from tests.services import wait_until
@@ -276,6 +279,16 @@ def test_lost_processes_are_shown_with_their_tasks(boss, manager):
     WorkerProcess.objects.filter(pk=worker.pk).update(lost_at=Now())
     page = boss.get(CLUSTER).content.decode()
     assert re.search(r"Process 17 on there:\s*<a [^>]*>Half done</a>\s*<span [^>]*>.*?Lost</span>", page, re.S)
+
+
+def test_a_cluster_whose_workers_run_tasks_is_not_idle(boss, manager):
+    cluster = Status(pid=1, cluster_id="one")
+    cluster.host, cluster.status, cluster.workers, cluster.tob = "vm", "Idle", [17, 18], timezone.now()
+    get_broker().set_stat(Stat.get_key(cluster.cluster_id), SignedPackage.dumps(cluster, True), 60)
+    assert "<h2>vm: Idle</h2>" in boss.get(CLUSTER).content.decode()
+    for host in ("vm", "elsewhere"):
+        claimed_elsewhere(manager.launch_async_task(tasks.add, 1), host=host, pid=17)
+    assert "<h2>vm: 1 of 2 workers busy</h2>" in boss.get(CLUSTER).content.decode()
 
 
 def test_where_clusters_can_not_be_listed_the_page_says_why(boss, settings):

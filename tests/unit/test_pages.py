@@ -173,6 +173,17 @@ def test_the_time_limit_is_shown_and_ends_the_estimate(client_of, superuser, one
     assert re.search(r"about (9|10) min (\d+ s )?left" if is_stopped else r"about 30 min (\d+ s )?left", page)
 
 
+def test_a_task_in_slices_is_not_stopped_by_its_time_limit(client_of, superuser, one_of_each):
+    record = one_of_each["Working"]
+    began = timezone.now() - timedelta(hours=1, minutes=30)
+    ActiveTask.objects.filter(task_name=record.task_name).update(
+        started_at=began, time_limit=6_000, ran_before=timedelta(hours=1)
+    )
+    page = client_of(superuser).get(page_of(record), headers=HTMX).content.decode().replace("\xa0", " ")
+    assert "stops it" not in page
+    assert re.search(r"about 30 min (\d+ s )?left", page)
+
+
 def test_a_running_task_says_when_its_worker_was_last_heard_of(client_of, superuser, one_of_each):
     silence(3600)
     page = client_of(superuser).get(page_of(one_of_each["Working"]), headers=HTMX).content.decode()

@@ -108,7 +108,7 @@ def test_the_time_before_it_is_no_time_in_the_queue(manager, record_of):
 def test_the_pages_say_when_it_starts(manager, boss, record_of):
     name = manager.launch_async_task(ADD, 1, right=2, run_after=soon())
     page = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[record_of(name).pk]))
-    for text in ("Scheduled", "Starts in", "Run now"):
+    for text in ("pcrud-status-scheduled", "Scheduled", "Starts in", "Run now"):
         assert text in page.text
     queued = boss.get(reverse("admin:powercrud_dashboard_taskrecord_changelist"), {"status": "pending"})
     assert f"pcrud-row-{record_of(name).pk}" in queued.text

@@ -29,6 +29,8 @@ class ClusterRow:
     state: Any
     uptime: timedelta
     heartbeat_age: timedelta
+    #: How many of its workers run a task. django-q2 calls a cluster idle as soon as its workers have taken all tasks.
+    busy: int
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,20 @@ class ClusterView(RefreshingPageView):
         # Before anything else is asked, which may take long: of this page's own host, whatever its workers said last.
         own_offset = timezone.now() - now
         states = queue.clusters()
-        processes = list(WorkerProcess.objects.order_by(F("lost_at").asc(nulls_first=True), "host", "pid"))
-        offsets = _clock_offsets(processes)
+        workers = list(WorkerProcess.objects.order_by(F("lost_at").asc(nulls_first=True), "host", "pid"))
+        processes = self._processes(workers, now)
+        offsets = _clock_offsets(workers)
         offsets[socket.gethostname()] = own_offset
         schedule_count, missed_count = schedules.count()
         oldest = ActiveTask.objects.ready().aggregate(oldest=Min("queued_at"))["oldest"]
         return super().get_context_data(
             title=_("Cluster"),
             now=now,
-            clusters=self._clusters(now, offsets, states or []),
+            clusters=self._clusters(now, offsets, states or [], processes),
             clusters_are_unknown=states is None,
             clusters_are_not_listed=not queue.clusters_are_listed(),
             state_cache=queue.state_cache(),
-            processes=self._processes(processes, now),
+            processes=processes,
             wrong_clocks=[
                 (host, abs(offset), offset > timedelta())
                 for host, offset in sorted(offsets.items())
@@ -106,10 +109,18 @@ class ClusterView(RefreshingPageView):
         return QueueRow(state, f"{self.url('queue')}?{query.urlencode()}", test_url)
 
     @staticmethod
-    def _clusters(now: datetime, offsets: dict[str, timedelta], states: list[Any]) -> list[ClusterRow]:
-        # django-q2 saves the time of the cluster's host.
+    def _clusters(
+        now: datetime, offsets: dict[str, timedelta], states: list[Any], processes: list[ProcessRow]
+    ) -> list[ClusterRow]:
+        busy = [(row.process.host, row.process.pid) for row in processes if row.tasks and not row.process.lost_at]
         return [
-            ClusterRow(state, state.timestamp - state.tob, now + offsets.get(state.host, timedelta()) - state.timestamp)
+            ClusterRow(
+                state,
+                state.timestamp - state.tob,
+                # django-q2 saves the time of the cluster's host.
+                now + offsets.get(state.host, timedelta()) - state.timestamp,
+                sum(host == state.host and pid in state.workers for host, pid in busy),
+            )
             for state in states
         ]
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
-from django.db.models import Exists, Max, OuterRef, Subquery
+from django.db.models import Max, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.http import QueryDict
 from django.utils.functional import cached_property
@@ -52,6 +52,8 @@ class FailureGroup:
     count: int
     #: How many of them a retry is queued or running for.
     retried: int
+    #: Whether some of them are a manager's, and not only observed.
+    has_own: bool
     #: When such a failure was seen first, however long ago.
     first: datetime
     #: When the last of these tasks ended.
@@ -83,7 +85,8 @@ class FailureSummary:
         """The groups, largest first."""
         failed = Listing(QueryDict(self._query()), self._user).matching()
         newest = failed.order_by("-finished_at", "-pk").values("pk")[:MAX_FAILURES]
-        unfinished = TaskRecord.objects.unfinished().filter(chain=Coalesce(OuterRef("chain"), OuterRef("pk")))
+        # Not by a query for each failure.
+        under_way = TaskRecord.objects.unfinished().values("chain")
         rows = list(
             TaskRecord.objects.filter(pk__in=newest)
             # By what the list can be filtered. The pattern begins with the name of the class, which others may share.
@@ -91,7 +94,8 @@ class FailureSummary:
             .annotate(
                 a_class=Max("exception_class"),
                 count=models.Count("pk"),
-                retried=models.Count("pk", filter=Exists(unfinished)),
+                retried=models.Count("pk", filter=Q(chain__in=under_way) | Q(pk__in=under_way)),
+                own=models.Count("pk", filter=Q(source="")),
                 last=Max("finished_at"),
                 newest_pk=Max("pk"),
             )
@@ -105,6 +109,7 @@ class FailureSummary:
                 pattern=row["error_pattern"],
                 count=row["count"],
                 retried=row["retried"],
+                has_own=row["own"] > 0,
                 first=first[row["newest_pk"]],
                 last=row["last"],
                 newest_pk=row["newest_pk"],

@@ -142,9 +142,7 @@ class TaskListView(RefreshingPageView):
             filters="" if self.is_partial_request else self._filters(),
             bulk_actions=[action for action in actions if action.is_offered(listing)],
             # Where the list is narrowed down, all of it can be meant.
-            actions_for_all=[action for action in actions if action.is_offered(listing) and action.name != "delete"]
-            if listing.filter.chips() and matching.number > 1
-            else [],
+            actions_for_all=self._for_all(actions) if listing.filter.is_active and matching.number > 1 else [],
             resolutions=self._resolutions(),
             bulk_url=self.url("bulk"),
             exports=[(name, self.url("export", name)) for name in ("csv", "json")],
@@ -188,6 +186,12 @@ class TaskListView(RefreshingPageView):
         if not cursor:
             return listing.newest_cursor(), 0
         return cursor, listing.count_newer(cursor)
+
+    def _for_all(self, actions: list[BulkAction]) -> list[tuple[BulkAction, Count]]:
+        """Return the actions that are offered for all matching tasks, each with the number of those that it is for."""
+        offered = [action for action in actions if action.is_offered(self.listing) and action.name != "delete"]
+        numbers = [(action, self.listing.number_with(action.statuses)) for action in offered]
+        return [(action, number) for action, number in numbers if number.number]
 
     def _tabs(self) -> list[Tab]:
         counts, current = self.listing.counts, self.listing.status
