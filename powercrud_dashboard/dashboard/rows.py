@@ -153,7 +153,7 @@ def render_rows(rows: Iterable[TaskRow], *, labels: Mapping[str, str], is_action
 
 
 #: Stands in a URL for the key of a record.
-_ANY_KEY = 10**17
+ANY_KEY = 10**17
 
 
 class RowMaker:
@@ -226,5 +226,5 @@ class RowMaker:
     def _url(self, name: str, key: int | None = None) -> str:
         """Return a URL, which is looked up once for all rows."""
         if name not in self._urls:
-            self._urls[name] = self._find_url(name, *([] if key is None else [_ANY_KEY]))
-        return self._urls[name].replace(str(_ANY_KEY), str(key))
+            self._urls[name] = self._find_url(name, *([] if key is None else [ANY_KEY]))
+        return self._urls[name].replace(str(ANY_KEY), str(key))

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import django_tables2 as tables
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import mark_safe
-from django.utils.translation import gettext
+from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django_tables2.data import TableListData
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.formatting import Moment, duration
 from powercrud_dashboard.dashboard.rows import TaskRow, render_rows
 from powercrud_dashboard.models import TaskStatus
@@ -127,73 +123,60 @@ def _sort_link(name: str, label: Any, current: str) -> SortLink:
     return SortLink(label, f"-{name}" if current == name else name, directions.get(current, ""))
 
 
-class FailureTable(tables.Table):  # type: ignore[misc]
-    """The groups of failed tasks on the failures page."""
+@dataclass(frozen=True)
+class FailureRow:
+    """What the failures page shows of a group."""
 
-    pattern = tables.Column(verbose_name=_("Error"), attrs={"td": {"class": "pcrud-label"}}, empty_values=())
-    func = tables.Column(verbose_name=_("Function"), attrs={"td": {"class": "pcrud-label"}})
-    count = tables.Column(
-        verbose_name=_("Tasks"), attrs={"td": {"class": "pcrud-number"}}, initial_sort_descending=True
-    )
+    group: FailureGroup
+    #: The URL of the list of its tasks; "" for none.
+    url: str
+    function_url: str
+    changed_url: str
+    #: The parts of the function's path, after each of which a line may end.
+    path: Sequence[str]
+    first: Moment
+    last: Moment
+    newest_url: str
+    actions: Sequence[BulkAction]
+
+
+class FailureTable(tables.Table):  # type: ignore[misc]
+    """The groups of failed tasks on the failures page. A separate template renders the rows."""
+
+    pattern = tables.Column(verbose_name=_("Error"))
+    func = tables.Column(verbose_name=_("Function"))
+    count = tables.Column(verbose_name=_("Tasks"), initial_sort_descending=True)
     first = tables.Column(verbose_name=_("First seen"), initial_sort_descending=True)
     last = tables.Column(verbose_name=_("Last"), initial_sort_descending=True)
     actions = tables.Column(verbose_name=_("Actions"), empty_values=(), orderable=False)
 
     class Meta:
-        template_name = "powercrud_dashboard/tasks/_table.html"
+        template_name = "powercrud_dashboard/failures/_table.html"
 
     def __init__(
         self,
         groups: Sequence[FailureGroup],
         *,
-        group_url: Callable[[FailureGroup], str],
-        function_url: Callable[[FailureGroup], str],
-        changed_url: Callable[[FailureGroup], str],
-        task_url: Callable[[int], str],
-        actions: Sequence[BulkAction],
+        row: Callable[[FailureGroup], FailureRow],
+        is_actionable: bool,
         bulk_url: str,
-        now: datetime,
         request: HttpRequest,
         empty_text: str,
     ) -> None:
-        super().__init__(groups, exclude=() if actions else ("actions",), empty_text=empty_text)
-        self.group_url = group_url
-        self.function_url = function_url
-        self.changed_url = changed_url
-        self.task_url = task_url
-        self.bulk_actions = actions
-        self.is_actionable = bool(actions)
+        super().__init__(groups, exclude=() if is_actionable else ("actions",), empty_text=empty_text)
+        self.is_actionable = is_actionable
         self.bulk_url = bulk_url
-        self.now = now
+        self._row = row
         tables.RequestConfig(request, paginate=False).configure(self)
 
-    def render_count(self, record: FailureGroup) -> str:
-        return self._render_partial("_count.html", record)
+    @property
+    def failure_rows(self) -> list[FailureRow]:
+        return [self._row(row.record) for row in self.rows]
 
-    def render_pattern(self, record: FailureGroup) -> str:
-        return self._render_partial(
-            "_error.html", record, url=self.group_url(record) if record.query else "", is_actionable=self.is_actionable
-        )
-
-    def render_func(self, record: FailureGroup) -> str:
-        shown = link(self.function_url(record), breakable(record.func))
-        url = self.changed_url(record)
-        return format_html("{} {}", shown, link(url, gettext("What changed?"))) if url else shown
-
-    def render_first(self, record: FailureGroup) -> str:
-        return time_html(record.first, self.now)
-
-    def render_last(self, record: FailureGroup) -> str:
-        return link(self.task_url(record.newest_pk), time_html(record.last, self.now))
-
-    def render_actions(self, record: FailureGroup) -> str:
-        if not record.query:
-            return ""
-        actions = [it for it in self.bulk_actions if record.has_own or it.permission not in access.NEED_A_MANAGER]
-        return self._render_partial("_actions.html", record, actions=actions, bulk_url=self.bulk_url)
-
-    def _render_partial(self, name: str, group: FailureGroup, **more: Any) -> str:
-        return render_to_string(f"powercrud_dashboard/failures/{name}", {"group": group, **more}, request=self.request)
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The headers of the columns, translated once and not for each row."""
+        return {column.name: str(column.header) for column in self.columns}
 
 
 class LockTable(tables.Table):  # type: ignore[misc]
@@ -259,18 +242,3 @@ class _Paginator(tables.LazyPaginator):  # type: ignore[misc]
 def paginate_table(table: tables.Table, request: HttpRequest) -> None:
     """Sort and paginate the table by the query parameters, without counting all rows."""
     tables.RequestConfig(request, paginate={"paginator_class": _Paginator}).configure(table)
-
-
-def time_html(at: datetime, now: datetime) -> str:
-    """Return a time as it is seen from ``now``, as HTML."""
-    return render_to_string("powercrud_dashboard/shared/_time.html", {"moment": Moment.of(at, now)})
-
-
-def breakable(path: str) -> str:
-    """Return a dotted path as HTML in which a line may end after each dot."""
-    return format_html_join(mark_safe(".<wbr>"), "{}", ([part] for part in path.split(".")))
-
-
-def link(url: str, text: str) -> str:
-    """Return a link, or only the text if the URL is empty."""
-    return format_html('<a href="{}">{}</a>', url, text) if url else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES, WINDOWS
+from powercrud_dashboard.dashboard.formatting import Moment
 from powercrud_dashboard.dashboard.listing import Count, Listing
-from powercrud_dashboard.dashboard.selection import actions_for_all
-from powercrud_dashboard.dashboard.tables import FailureTable
+from powercrud_dashboard.dashboard.rows import ANY_KEY
+from powercrud_dashboard.dashboard.selection import BulkAction, actions_for_all
+from powercrud_dashboard.dashboard.tables import FailureRow, FailureTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import database_now
@@ -180,13 +184,9 @@ class FailuresView(RefreshingPageView):
             windows=[(name, window.label, name == summary.window) for name, window in WINDOWS.items()],
             table=FailureTable(
                 summary.groups,
-                group_url=lambda group: self.list_url(group.query),
-                function_url=self._function_url,
-                changed_url=lambda group: self.function_url(group.func, group.pattern),
-                task_url=lambda pk: self.url("change", pk),
-                actions=actions,
+                row=self._rows(actions),
+                is_actionable=bool(actions),
                 bulk_url=self.url("bulk"),
-                now=database_now(),
                 request=self.request,
                 empty_text=str(_EMPTY.get(summary.resolution, _("No such failure in this period."))),
             ),
@@ -198,8 +198,25 @@ class FailuresView(RefreshingPageView):
     def current_version(self) -> str:
         return f"{TaskEvent.objects.newest_state()}.{int(time.time() // STALE_AFTER)}"
 
-    def _function_url(self, group: FailureGroup) -> str:
-        """Return the URL of this page for one function."""
+    def _rows(self, actions: list[BulkAction]) -> Callable[[FailureGroup], FailureRow]:
+        """Return what makes the row of a group. URLs that rows have in common are looked up once."""
+        now, list_url, task_url = database_now(), self.list_url(), self.url("change", ANY_KEY)
         parameters = self.request.GET.copy()
-        parameters["function"] = group.func
-        return f"{self.request.path}?{parameters.urlencode()}"
+        # What a manager is needed for can't be done if all of them were only observed.
+        for_observed = [action for action in actions if action.permission not in access.NEED_A_MANAGER]
+
+        def row(group: FailureGroup) -> FailureRow:
+            parameters["function"] = group.func
+            return FailureRow(
+                group=group,
+                url=f"{list_url}?{group.query}" if group.query else "",
+                function_url=f"{self.request.path}?{parameters.urlencode()}",
+                changed_url=self.function_url(group.func, group.pattern),
+                path=group.func.split("."),
+                first=Moment.of(group.first, now),
+                last=Moment.of(group.last, now),
+                newest_url=task_url.replace(str(ANY_KEY), str(group.newest_pk)),
+                actions=actions if group.has_own else for_observed,
+            )
+
+        return row
