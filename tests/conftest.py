@@ -24,6 +24,7 @@ from powercrud_dashboard.q2 import queue
 from tests import services
 from tests.services import wait_until
 from tests.testapp.models import Project
+from tests.webhooks import Receiver
 
 POSTGRESQL = "postgresql" in settings.DATABASES["default"]["ENGINE"]
 #: Read now: while a test overrides a setting, Django does not tell it.
@@ -93,6 +94,14 @@ def make_user(db: None) -> Callable[..., User]:
         return user
 
     return make
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A server for webhooks."""
+    running = Receiver()
+    yield running
+    running.close()
 
 
 @pytest.fixture
@@ -183,12 +192,12 @@ def cluster(_empty_queue: None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster_later(_empty_queue: None) -> Iterator[Callable[[], Cluster]]:
-    """Starts a cluster when the test calls it."""
+def cluster_later(_empty_queue: None) -> Iterator[Callable[..., Cluster]]:
+    """Starts a cluster when the test calls it, with these variables in its environment."""
     started: list[Cluster] = []
 
-    def start() -> Cluster:
-        started.append(Cluster())
+    def start(**environment: str) -> Cluster:
+        started.append(Cluster(**environment))
         return started[-1]
 
     yield start

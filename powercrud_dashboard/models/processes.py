@@ -51,7 +51,9 @@ class WorkerProcessManager(_WorkerProcessBase["WorkerProcess"]):
     def beat(self, identity: str) -> bool:
         """Write a heartbeat. Return False if the process has no row or was declared lost."""
         alive = self.filter(pk=identity, lost_at=None)
-        return alive.update(heartbeat_at=Now(), beats=F("beats") + 1, clock_at=timezone.now()) == 1
+        # If it was only silent for a while, its loss is still to be told.
+        news = {"heartbeat_at": Now(), "clock_at": timezone.now(), "is_loss_told": False}
+        return alive.update(beats=F("beats") + 1, **news) == 1
 
     def is_lost(self, identity: str) -> bool:
         """Return whether the process was declared lost, or has no row any more."""

@@ -46,7 +46,7 @@ def looked_at(request, page):
     return page
 
 
-@pytest.mark.parametrize("address", [*LISTS, "?status=failed", "?q=nothing&task=other", "insights/"])
+@pytest.mark.parametrize("address", [*LISTS, "?status=failed", "?q=nothing&task=other", "insights/", "alerts/"])
 def test_the_lists(looked_at, busy, address):
     looked_at.goto(LIST + address)
     assert serious_violations(looked_at) == []

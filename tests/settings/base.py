@@ -130,6 +130,10 @@ POWERCRUD_SETTINGS: dict[str, object] = {"CACHE_NAME": "default", "DASHBOARD_HEA
 if os.environ.get("PCRUD_TEST_SCHEDULES"):
     POWERCRUD_SETTINGS["DASHBOARD_SCHEDULE_LOCKS"] = {"plain": True}
 
+# For the clusters of a test whose own process tells the same receiver.
+if webhook := os.environ.get("PCRUD_TEST_WEBHOOK"):
+    POWERCRUD_SETTINGS["DASHBOARD_ALERTS"] = {"webhook": {"url": webhook, "secret": "s3cret"}}
+
 # As a project sets the level of its own loggers.
 LOGGING = {
     "version": 1,

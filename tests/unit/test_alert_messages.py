@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from django.core import mail
@@ -37,44 +34,6 @@ def told_to(settings):
         evaluate()
 
     return open_one
-
-
-class Server:
-    """The receiver of a webhook. It answers with ``status``."""
-
-    def __init__(self) -> None:
-        self.status = 204
-        self.received: list[tuple[dict, bytes]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                server.received.append((dict(self.headers), body))
-                self.send_response(server.status)
-                if 300 <= server.status < 400:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/alerts"
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
 
 
 def make_due() -> None:
@@ -137,10 +96,10 @@ def test_a_callable_is_told(told_to):
     assert alert["id"] == Alert.objects.get().pk
 
 
-def test_a_webhook_gets_signed_json(told_to, server):
-    told_to(webhook={"url": server.url, "secret": "s3cret"})
+def test_a_webhook_gets_signed_json(told_to, receiver):
+    told_to(webhook={"url": receiver.url, "secret": "s3cret"})
     assert send_due() == 1
-    headers, body = server.received[0]
+    headers, body = receiver.received[0]
     assert headers[SIGNATURE_HEADER] == signature("s3cret", headers[TIMESTAMP_HEADER], body)
     assert headers[SIGNATURE_HEADER] != signature("another", headers[TIMESTAMP_HEADER], body)
     content = json.loads(body)
@@ -149,25 +108,25 @@ def test_a_webhook_gets_signed_json(told_to, server):
 
 
 @pytest.mark.parametrize("status", [500, 404, 302])
-def test_a_webhook_that_does_not_take_it_gets_it_again_a_few_times(told_to, server, status):
-    server.status = status
-    told_to(webhook={"url": server.url, "secret": "s3cret"})
+def test_a_webhook_that_does_not_take_it_gets_it_again_a_few_times(told_to, receiver, status):
+    receiver.status = status
+    told_to(webhook={"url": receiver.url, "secret": "s3cret"})
     for tries in range(1, MAX_TRIES + 3):
         assert send_due() == 0
         # Not before its time.
         assert send_due() == 0
-        assert len(server.received) == min(tries, MAX_TRIES)
+        assert len(receiver.received) == min(tries, MAX_TRIES)
         make_due()
     message = AlertMessage.objects.get()
     assert (message.due_at, message.tries) == (None, MAX_TRIES)
     assert str(status) in message.error
 
 
-def test_once_it_takes_it_nothing_is_left(told_to, server):
-    server.status = 500
-    told_to(webhook={"url": server.url, "secret": "s3cret"})
+def test_once_it_takes_it_nothing_is_left(told_to, receiver):
+    receiver.status = 500
+    told_to(webhook={"url": receiver.url, "secret": "s3cret"})
     send_due()
-    server.status = 200
+    receiver.status = 200
     make_due()
     assert send_due() == 1
     assert not AlertMessage.objects.exists()

@@ -205,6 +205,18 @@ def test_a_second_death_under_the_same_process_id_is_a_second_alert():
     assert past_alerts() == [("workers_lost", "web1 7")] * 2
 
 
+def test_a_worker_that_was_only_silent_for_a_while_can_still_be_lost():
+    worker(1)
+    silent = worker(2, silent=LONG)
+    evaluate()
+    assert WorkerProcess.objects.beat(silent.pk)
+    evaluate()
+    assert (open_alerts(), past_alerts()) == ([], [("workers_lost", "web1 2")])
+    WorkerProcess.objects.filter(pk=silent.pk).update(heartbeat_at=timezone.now() - timedelta(seconds=LONG))
+    evaluate()
+    assert open_alerts() == [("workers_lost", "web1 2")]
+
+
 def test_the_row_of_a_lost_worker_is_kept_for_its_alert():
     worker(1)
     worker(2, silent=600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from powercrud_dashboard.dashboard.views.health import HealthView
 from powercrud_dashboard.models import ActiveTask, AlertEvaluation, TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import queue
 from tests import alerting
-from tests.alerting import ended, open_alerts, worker
+from tests.alerting import ended, is_quiet, open_alerts, worker
 from tests.services import wait_until
 from tests.testapp import tasks
 from tests.workers import database_refuses
@@ -24,10 +23,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 URLS = ["/tasks/health/", "/admin/powercrud_dashboard/taskrecord/health/"]
 TOKEN = {"Authorization": "Bearer t0ken"}
 QUEUE = queue.current_cluster()
-
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("powercrud-dashboard-alert")]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +36,7 @@ def with_token(settings):
 
     change()
     yield change
-    wait_until(lambda: not threads(), "the alerts are evaluated")
+    wait_until(is_quiet, "the alerts are evaluated")
 
 
 @pytest.fixture(autouse=True)
@@ -181,4 +176,4 @@ def test_it_evaluates_the_alerts_if_nobody_else_does(with_token):
 def test_in_a_transaction_of_a_test_it_evaluates_nothing():
     AlertEvaluation.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     health(503)
-    assert threads() == []
+    assert is_quiet()
