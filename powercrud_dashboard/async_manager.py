@@ -196,6 +196,7 @@ class AsyncManager(ProgressEndpoint):
         or somebody has asked before.
 
         Raises:
+            TaskNotCancellable: if it is a queued task of plain django-q2, whose message can't be taken back.
             TaskBusy: if another process keeps the task locked in the database, and does not finish.
         """
         return requests.cancel(task_name, as_person(user), self._owner_of)

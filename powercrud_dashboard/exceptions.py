@@ -303,6 +303,15 @@ class TaskNotRetryable(RuntimeError):
         super().__init__(self._text(name=task_name, reason=reason))
 
 
+class TaskNotCancellable(RuntimeError):
+    """The task can't be cancelled, for this ``reason``."""
+
+    def __init__(self, task_name: str, reason: object) -> None:
+        self.task_name = task_name
+        self.reason = reason
+        super().__init__(lazy_text(_("Task %(name)s can't be cancelled: %(reason)s"), name=task_name, reason=reason))
+
+
 class TaskNotPausable(RuntimeError):
     """The task can't be paused, for this ``reason``."""
 

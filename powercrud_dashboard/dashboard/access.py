@@ -27,8 +27,16 @@ def has_permission(user: User, codename: str) -> bool:
 OWN_TASKS = frozenset({"retry_taskrecord", "cancel_taskrecord", "dismiss_taskrecord", "pause_taskrecord"})
 
 
-#: What can be done only to the tasks of this package's managers.
+#: What can be done only to the tasks of this package's managers, and what also to those of plain django-q2.
 NEED_A_MANAGER = frozenset({"retry_taskrecord", "cancel_taskrecord", "pause_taskrecord"})
+ALSO_FOR_PLAIN = frozenset({"retry_taskrecord", "cancel_taskrecord"})
+
+
+def is_only_observed(record: TaskRecord, codename: str) -> bool:
+    """Return whether this can't be done to the task, whoever wants it, as it is only observed."""
+    if not record.is_observed or codename not in NEED_A_MANAGER:
+        return False
+    return not (record.is_plain and codename in ALSO_FOR_PLAIN)
 
 
 def manages_own_tasks(user: User, codename: str) -> bool:
@@ -41,7 +49,7 @@ def has_permission_for(user: User, codename: str, record: TaskRecord) -> bool:
 
     Nobody has one for what can't be done to a task that is only observed.
     """
-    if record.is_observed and codename in NEED_A_MANAGER:
+    if is_only_observed(record, codename):
         return False
     is_own = record.user_id is not None and record.user_id == user.pk
     return (is_own and manages_own_tasks(user, codename)) or has_permission(user, codename)

@@ -17,6 +17,7 @@ from powercrud_dashboard.exceptions import (
     TaskAlreadyActive,
     TaskBusy,
     TaskConflict,
+    TaskNotCancellable,
     TaskNotPausable,
     TaskNotRetryable,
 )
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: Expected errors of what is done to a task. A deployment that removes or changes its function causes the last two.
 REFUSALS = (
+    TaskNotCancellable,
     TaskNotPausable,
     TaskBusy,
     TaskConflict,

@@ -53,7 +53,7 @@ class BulkAction:
 
     def refusal(self, user: User, record: TaskRecord) -> str:
         """Return the reason why the user can't apply the action to a record, or ""."""
-        if record.is_observed and self.permission in access.NEED_A_MANAGER:
+        if access.is_only_observed(record, self.permission):
             return _("is only observed")
         if not access.has_permission_for(user, self.permission, record):
             return _("was launched by somebody else")

@@ -38,6 +38,8 @@ _RETURNED_FALSE = _("The task has returned False, by which django-powercrud's ta
 
 #: Functions of django-powercrud that return False instead of raising an error.
 _POWERCRUD_TASKS = "powercrud.tasks."
+#: What a worker raises in a task that was cancelled.
+CANCELLED = "powercrud_dashboard.worker.observe.PlainTaskCancelled"
 _TIMEOUT = "django_q.exceptions.TimeoutException"
 #: The last line of a traceback: the class of the error, and its text.
 _ERROR_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)")
@@ -281,7 +283,7 @@ def new_record(name: str, task: PlainTask) -> TaskRecord:
         task_args=to_json(list(task.args)),
         argument_names=_argument_names(task.func, len(task.args)),
         task_kwargs=to_json(dict(task.kwargs)),
-        payload=_payload(task),
+        payload=_signed(task),
         group=clean_text(task.group, NAME_LENGTH),
         cluster=clean_text(task.cluster, NAME_LENGTH),
         release=release.current() if task.release is None else task.release,
@@ -303,17 +305,18 @@ def _ended_record(name: str, task: EndedTask) -> TaskRecord:
 
 def _change_of(task: EndedTask) -> RecordChange:
     times: dict[str, Any] = {"at": task.stopped_at, "started_at": task.started_at}
-    if (failure := _failure_of(task)) is None:
-        return RecordChange.succeeded(**times, result=to_json(task.result))
-    facts: dict[str, Any] = history.failure_facts(failure)
-    return RecordChange.failed(**times, **facts)
+    event, facts = _outcome(task)
+    if event == "complete":
+        return RecordChange.succeeded(**times, result=to_json(facts["result"]))
+    if event == "cancel":
+        return RecordChange.cancelled(**times)
+    failure: dict[str, Any] = history.failure_facts(facts)
+    return RecordChange.failed(**times, **failure)
 
 
 def _end_of(task: EndedTask, started_at: datetime | None) -> Event:
-    times = {"started_at": started_at, "timestamp": task.stopped_at}
-    if (failure := _failure_of(task)) is None:
-        return "complete", {**times, "result": task.result}
-    return "fail", {**times, **failure}
+    event, facts = _outcome(task)
+    return event, {"started_at": started_at, "timestamp": task.stopped_at, **facts}
 
 
 def _start_of(task: EndedTask, started_at: datetime) -> dict[str, Any]:
@@ -328,10 +331,9 @@ def _lines(task: PlainTask) -> list[dict[str, Any]]:
         return lines
     if task.started_at is not None:
         lines.append(_line("start", task.started_at, payload=_start_details(task)))
-    if (failure := _failure_of(task)) is None:
-        return [*lines, _line("complete", task.stopped_at)]
-    details = {name: failure[name] for name in ("exception_class", "reason")}
-    return [*lines, _line("fail", task.stopped_at, failure["error"], payload=details)]
+    event, facts = _outcome(task)
+    details: dict[str, Any] = {name: facts[name] for name in ("exception_class", "reason") if name in facts}
+    return [*lines, _line(event, task.stopped_at, facts.get("error", ""), payload=details)]
 
 
 def _start_details(task: EndedTask) -> dict[str, Any]:
@@ -345,18 +347,20 @@ def _line(event: str, at: datetime, message: str = "", payload: Mapping[str, Any
     return {"event": event, "timestamp": at, **who, "message": text, "payload": payload or {}}
 
 
-def _failure_of(task: EndedTask) -> dict[str, Any] | None:
-    """Return the payload of the failure; None if there is none."""
+def _outcome(task: EndedTask) -> Event:
+    """Return how a task has ended, as an event with its own facts."""
     if task.success:
         if task.result is False and task.func.startswith(_POWERCRUD_TASKS):
-            return _failure(error_text(_RETURNED_FALSE, LONG))
-        return None
+            return "fail", _failure(error_text(_RETURNED_FALSE, LONG))
+        return "complete", {"result": task.result}
     text = task.result if isinstance(task.result, str) else clean_text(task.result, LONG)
     error, separator, rest = text.partition(" : Traceback")
     traceback = f"Traceback{rest}" if separator else ""
     kind = _class_in(traceback, error)
+    if kind == CANCELLED:
+        return "cancel", {}
     reason = FailureReason.TIMEOUT if kind == _TIMEOUT else FailureReason.ERROR
-    return _failure(error, exception_class=kind, traceback=traceback or text, reason=reason)
+    return "fail", _failure(error, exception_class=kind, traceback=traceback or text, reason=reason)
 
 
 def _failure(
@@ -377,7 +381,7 @@ def _class_in(traceback: str, error: str) -> str:
     return found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
-def _payload(task: PlainTask) -> str:
+def _signed(task: PlainTask) -> str:
     """Return the signed spec for a retry; "" if there can be none, as its arguments can't be pickled."""
     spec = TaskSpec(
         task.func,

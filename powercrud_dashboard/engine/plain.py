@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -17,20 +18,27 @@ from functools import lru_cache
 from typing import Any
 
 from django.core.signals import setting_changed
+from django.db import transaction
 from django.db.models import QuerySet
 from django.dispatch import receiver
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
 from powercrud_dashboard.engine.observed import EndedTask, PlainTask
-from powercrud_dashboard.models import FailureReason, Source, TaskRecord, TaskStatus, WorkerProcess
-from powercrud_dashboard.models.database import impatient_transaction, short_wait_on_sqlite
-from powercrud_dashboard.q2 import observe
+from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
+from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable
+from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus, WorkerProcess
+from powercrud_dashboard.models.database import coordination_db, impatient_transaction, short_wait_on_sqlite
+from powercrud_dashboard.q2 import observe, queue
 from powercrud_dashboard.q2.observe import Message
 from powercrud_dashboard.text import SHORT, clean_text
 
 logger = logging.getLogger(__name__)
+
+#: Returns, for the name of a task, a context that its record is written in.
+Within = Callable[[str], AbstractContextManager[None]]
 
 #: Milliseconds that a worker's thread waits for a lock, so that what a task has locked never stops it.
 LOCK_TIMEOUT = 250
@@ -173,6 +181,110 @@ def record_running(message: Message, started_at: datetime) -> None:
     where = {"worker_host": socket.gethostname(), "worker_pid": os.getpid()}
     with short_wait_on_sqlite(LOCK_TIMEOUT), impatient_transaction(LOCK_TIMEOUT):
         observed.record_started(PlainTask(**_facts(message)), started_at, **where)
+
+
+# What people do to them
+
+
+def cancel(task_name: str, actor: Any) -> bool:
+    """Take a queued task out of its queue, or ask the worker of a running one to stop it. Return whether that was done.
+
+    Raises:
+        TaskNotCancellable: if the message can't be taken out of the queue.
+        TaskBusy: if another session keeps the record locked in the database, and does not finish.
+    """
+    record, recorder = _unfinished().filter(task_name=task_name).first(), registry.recorder_for(None)
+    if record is None or recorder is None:
+        return False
+    if record.status == TaskStatus.IN_PROGRESS:
+        return _ask_to_stop(record, actor, recorder)
+    found, message = observe.find(task_name, record.cluster)
+    if found is None:
+        raise TaskNotCancellable(task_name, _("its broker does not let anybody take messages out of the queue."))
+    with impatient_transaction():
+        if message is None or not found.delete(message):
+            raise TaskNotCancellable(task_name, _("a cluster has taken it from the queue. Cancel it when it runs."))
+        recorder.record_lifecycle_events(task_name, [("cancel", {"actor": actor})])
+    return True
+
+
+_CANCEL_REQUESTED = "cancel_requested"
+
+
+def _ask_to_stop(record: TaskRecord, actor: Any, recorder: Any) -> bool:
+    with impatient_transaction():
+        if not _unfinished().filter(pk=record.pk).lock() or is_to_stop(record.task_name):
+            return False
+        recorder.record_lifecycle_events(record.task_name, [(_CANCEL_REQUESTED, {"actor": actor})])
+    return True
+
+
+def is_to_stop(task_name: str) -> bool:
+    """Return whether somebody has cancelled this running task."""
+    return TaskEvent.objects.all().of_task(task_name).filter(event=_CANCEL_REQUESTED).exists()
+
+
+def launch_again(spec: TaskSpec, original: str, user: Any, *, within: Within) -> str:
+    """Launch a task as plain django-q2 does, as a retry of another one; return the name of its record.
+
+    Args:
+        spec: what is launched.
+        original: the name of the task that this is a retry of.
+        user: who retries it.
+        within: returns, for the new task's name, a context that its record is written in.
+
+    Raises:
+        UnimportableCallable: if a worker could not import its function.
+        EnqueueError: if the broker does not take the task. With a broker in another database or server it is raised
+            at commit, and the record stays as failed.
+        TaskBusy: if another session keeps the record locked in the database, and does not finish.
+    """
+    _path, function = resolve_function(spec.func)
+    place = {"group": spec.group, "cluster": spec.cluster}
+    task_id, send = observe.prepare(
+        spec.func, spec.args, spec.kwargs, name=spec.label, options=dict(spec.options), **place
+    )
+    recorder = registry.recorder_for(None)
+
+    def record(event: str, facts: dict[str, Any]) -> None:
+        if recorder is not None:
+            recorder.record_lifecycle_events(task_id, [(event, facts)])
+
+    def enqueue() -> None:
+        try:
+            send()
+        except Exception as error:
+            raise EnqueueError(task_id, f"{type(error).__name__}: {error}") from error
+
+    def enqueue_later() -> None:
+        try:
+            enqueue()
+        except EnqueueError:
+            with impatient_transaction():
+                record("fail", {**policy.failure_payload(FailureReason.NOT_QUEUED), "started_at": None})
+            raise
+
+    creation: dict[str, Any] = {
+        **place,
+        "func": spec.func,
+        "label": spec.label,
+        "task_args": spec.args,
+        "task_kwargs": spec.kwargs,
+        "argument_names": argument_names(function, len(spec.args)),
+        "payload": spec.to_signed(),
+        "source": Source.DJANGO_Q.value,
+        "user": user,
+        "retry_of": original,
+        "timestamp": timezone.now(),
+    }
+    is_in_transaction = queue.broker_database() == coordination_db()
+    with impatient_transaction(), within(task_id):
+        record("create", creation)
+        if is_in_transaction:
+            enqueue()
+    if not is_in_transaction:
+        transaction.on_commit(enqueue_later, using=coordination_db())
+    return task_id
 
 
 # Those that are lost

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.utils.translation import gettext_noop
 
-from powercrud_dashboard.engine import lifecycle, locks, retry
+from powercrud_dashboard.engine import lifecycle, locks, plain, retry
 from powercrud_dashboard.engine.progress import Progress
 from powercrud_dashboard.exceptions import TaskNotPausable, UnreadableSpec
 from powercrud_dashboard.models import ActiveTask, ConflictLock
@@ -41,6 +41,7 @@ def cancel(task_name: str, actor: Any, owner_of: OwnerOf) -> bool:
     """End a queued or paused task, or ask the worker of a running one to stop it. Return whether that was done.
 
     Raises:
+        TaskNotCancellable: if it is a queued task of plain django-q2, and its message can't be taken out of the queue.
         TaskBusy: if another session keeps the task locked in the database, and does not finish.
     """
     while (active := _unfinished(task_name)) is not None:
@@ -52,7 +53,7 @@ def cancel(task_name: str, actor: Any, owner_of: OwnerOf) -> bool:
         elif _asked(active, "cancel_requested", actor, owner_of, ActiveTask.objects.all().request_cancel):
             return True
         # It has begun or failed in this moment, or somebody else has cancelled it: look again.
-    return False
+    return plain.cancel(task_name, actor)
 
 
 def remove(task_name: str, owner_of: OwnerOf) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.engine import lifecycle, policy, registry
+from powercrud_dashboard.engine import lifecycle, plain, policy, registry
 from powercrud_dashboard.engine.arguments import as_person
 from powercrud_dashboard.engine.launch import LaunchingManager, enqueueing, launch, send
 from powercrud_dashboard.engine.spec import TaskSpec, is_plain_json, resolve_function
@@ -114,6 +114,8 @@ def retry(
         yield
         lifecycle.emit(manager, "retry", task_name, new_task_name=new_name, **facts)
 
+    if record.is_plain:
+        return plain.launch_again(after, task_name, user, within=recorded)
     return launch(manager, after, user=user, retry_of=task_name, within=recorded)
 
 
@@ -132,7 +134,7 @@ def _retryable(task_name: str, *, locked: bool = False) -> TaskRecord:
         record = named.locking().first()
     if record is None:
         raise TaskNotRetryable(task_name, _("there is no record of it."))
-    if record.is_observed:
+    if record.is_observed and not record.is_plain:
         raise TaskNotRetryable(task_name, _("it is only observed. Run it again where it was launched."))
     if not record.is_finished:
         raise TaskNotRetryable(task_name, NOT_ENDED)

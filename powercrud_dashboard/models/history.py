@@ -447,8 +447,13 @@ class TaskRecord(models.Model):
 
     @property
     def is_observed(self) -> bool:
-        """Whether no manager of this package runs the task, so that nothing can be done to it from here."""
+        """Whether no manager of this package runs the task."""
         return bool(self.source)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a task of plain django-q2, which can be cancelled and launched again."""
+        return self.source == Source.DJANGO_Q
 
     @property
     def may_be_corrected(self) -> bool:

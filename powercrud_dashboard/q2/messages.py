@@ -64,6 +64,11 @@ class Message:
         return (content, "") if isinstance(content, dict) and "func" in content else ({}, _NO_PACKAGE)
 
     @property
+    def content(self) -> dict[str, Any]:
+        """What django-q2 reads in it; nothing if it can't be read."""
+        return self._read[0]
+
+    @property
     def problem(self) -> object:
         """Why the message can't be read; "" if it can."""
         return self._read[1]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from typing import Any
 
-from django.utils import timezone
 from django_q.brokers import Broker, get_broker
-from django_q.brokers.orm import ORM as ORMBroker
-from django_q.conf import Conf
 from django_q.humanhash import humanize
-from django_q.models import OrmQ, Task
-from django_q.signing import SignedPackage
+from django_q.models import Task
 from django_q.tasks import async_task
 from django_q.utils import get_func_repr
 
 from powercrud_dashboard.q2 import queue
-
-logger = logging.getLogger(__name__)
+from powercrud_dashboard.q2.messages import Message as QueuedMessage
+from powercrud_dashboard.q2.messages import MessageQueue, open_queue
 
 #: A message as django-q2's cluster knows it.
 Message = dict[str, Any]
@@ -76,49 +70,27 @@ def options_of(message: Message) -> dict[str, Any]:
 
 def waiting(at_most: int) -> list[Message]:
     """Return the oldest messages of this cluster's queue, those included that it has taken from an ORM broker."""
-    return [message for _where, message in _listed(get_broker(), queue.current_cluster(), at_most)]
+    name = queue.current_cluster()
+    found = open_queue(name)
+    messages = [] if found is None else found.slice(0, at_most)
+    return [{**message.content, "cluster": name} for message in messages if message.content]
 
 
-def _listed(broker: Broker, name: str, at_most: int) -> Iterator[tuple[Any, Message]]:
-    """Yield each message of a queue with what it is removed by."""
-    rows: Any
-    if isinstance(broker, ORMBroker):
-        rows = OrmQ.objects.using(Conf.ORM).filter(key=broker.list_key or name).order_by("pk")[:at_most]
-        raw = [((row.pk, row.lock), row.payload) for row in rows]
-    elif (list_range := getattr(broker.connection, "lrange", None)) is not None:
-        raw = [(text, text) for text in list_range(broker.list_key, 0, at_most - 1)]
-    else:
-        # Other brokers don't list them.
-        return
-    for where, text in raw:
-        try:
-            message = SignedPackage.loads(text)
-        except Exception:
-            # django-q2 drops it, or its arguments are of a class that this process does not have.
-            logger.debug("A message in the queue %s can't be read", name, exc_info=True)
-            continue
-        yield where, {**message, "cluster": message.get("cluster") or name}
+#: Messages that are read at once.
+_READ_AT_ONCE = 500
 
 
-def remove(task_id: str, cluster: str) -> bool:
-    """Take the message of a task out of its queue, unless a cluster has taken it. Return whether it is out."""
-    name = cluster or queue.main_cluster()
-    broker = get_broker(name)
-    for where, message in _listed(broker, name, queue.LISTED_AT_MOST):
-        if message["id"] != task_id:
-            continue
-        if isinstance(broker, ORMBroker):
-            pk, lock = where
-            free = OrmQ.objects.using(Conf.ORM).filter(pk=pk, lock=lock, lock__lte=timezone.now())
-            return bool(free.delete()[0])
-        return bool(broker.connection.lrem(broker.list_key, 1, where))
-    return False
-
-
-def is_removable(cluster: str) -> bool:
-    """Return whether the broker of this queue lets messages be taken out."""
-    broker = get_broker(cluster or queue.main_cluster())
-    return isinstance(broker, ORMBroker) or hasattr(broker.connection, "lrem")
+def find(task_id: str, cluster: str) -> tuple[MessageQueue | None, QueuedMessage | None]:
+    """Return a queue, given as in records, and the message of a task in it, as far as there are such."""
+    found = open_queue(cluster or queue.main_cluster())
+    for start in range(0, queue.LISTED_AT_MOST, _READ_AT_ONCE):
+        messages = [] if found is None else found.slice(start, start + _READ_AT_ONCE)
+        for message in messages:
+            if message.task_id == task_id:
+                return found, message
+        if len(messages) < _READ_AT_ONCE:
+            break
+    return found, None
 
 
 def acknowledge(message: Message) -> None:

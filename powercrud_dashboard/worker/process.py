@@ -94,6 +94,11 @@ def _set_up_helper(process: BaseProcess) -> None:
     interrupt.ignore_sigterm_unless_orphaned()
 
 
+def _set_up_pusher(process: BaseProcess) -> None:
+    _set_up_helper(process)
+    observe.watch_pusher(_arguments(process)[0])
+
+
 def _set_up_monitor(process: BaseProcess) -> None:
     _set_up_helper(process)
     observe.watch_monitor(_arguments(process)[0])
@@ -103,7 +108,7 @@ def _set_up_monitor(process: BaseProcess) -> None:
 _SET_UP = {
     "django_q.cluster.Sentinel": _set_up_sentinel,
     "django_q.worker.worker": _set_up_worker,
-    "django_q.pusher.pusher": _set_up_helper,
+    "django_q.pusher.pusher": _set_up_pusher,
     "django_q.monitor.monitor": _set_up_monitor,
 }
 

@@ -13,8 +13,9 @@ from django_q.models import Schedule, Task
 from django_q.scheduler import scheduler
 from django_q.tasks import AsyncTask, async_chain, async_iter, async_task, result
 
+from powercrud_dashboard.engine.spec import TaskSpec
 from powercrud_dashboard.models import TaskEvent, TaskRecord
-from powercrud_dashboard.q2 import queue
+from powercrud_dashboard.q2 import observe
 from tests.services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
@@ -82,7 +83,24 @@ def test_a_long_task_waits_and_runs_and_its_lost_worker_is_found(cluster, record
     assert record_of(ids[2]).run_time.total_seconds() < 60
 
 
-def test_a_clean_stop_loses_nothing_and_a_killed_monitor_little(cluster_later, record_of):
+def test_a_running_task_is_cancelled_and_the_cluster_goes_on(cluster, manager, record_of, tmp_path, until_started):
+    task_id = async_task(WAIT, str(tmp_path / "never"), timeout=50)
+    until_started(tmp_path / "never")
+    wait_until(lambda: has_status(task_id, "in_progress"), "the task runs", 60)
+    assert manager.cancel_task(task_id, user="Anna")
+    wait_until(lambda: has_status(task_id, "cancelled"), "the task is cancelled", 60)
+    record = record_of(task_id)
+    assert record.resolution == ""
+    assert TaskSpec.from_signed(record.payload).options == {"timeout": 50}
+    again = manager.retry_task(task_id)
+    wait_until(lambda: has_status(again, "in_progress"), "the retry runs", 60)
+    (tmp_path / "never").touch()
+    wait_until(lambda: has_status(again, "success"), "the retry ends", 60)
+    # Its message is gone, so that no broker delivers it again.
+    wait_until(lambda: not observe.waiting(10), "the queue is empty")
+
+
+def test_a_clean_stop_loses_nothing_and_a_killed_cluster_little(cluster_later, record_of):
     first = cluster_later()
     ids = [async_task(ADD, number) for number in range(40)]
     wait_until(lambda: Task.objects.count() >= 20, "half of the tasks have ended", 60)
@@ -96,8 +114,8 @@ def test_a_clean_stop_loses_nothing_and_a_killed_monitor_little(cluster_later, r
     # As if the monitor process had not come to write it.
     TaskEvent.objects.filter(record=newest).delete()
     TaskRecord.objects.filter(pk=newest.pk).delete()
-    (monitor,) = {state.monitor for state in queue.clusters() or () if state.workers == second.worker_pids}
-    os.kill(monitor, signal.SIGKILL)
+    second.kill()
+    cluster_later()
     wait_until(lambda: TaskRecord.objects.completed().count() == 40, "the missed end is recorded", 60)
     assert record_of(newest.task_name).status == "success"
     assert {record_of(task_id).status for task_id in ids} == {"success"}

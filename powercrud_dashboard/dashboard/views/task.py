@@ -26,7 +26,7 @@ from powercrud_dashboard.dashboard.pulse import Pulse
 from powercrud_dashboard.dashboard.views.base import DashboardView, ObjectLinks, RefreshingPageView, TaskActionView
 from powercrud_dashboard.dashboard.views.log import LINES_ON_TASK_PAGE, ShownLog
 from powercrud_dashboard.engine import retry
-from powercrud_dashboard.exceptions import ArgumentsNotEditable, TaskNotRetryable
+from powercrud_dashboard.exceptions import ArgumentsNotEditable, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import (
     Resolution,
     TaskFile,
@@ -306,7 +306,12 @@ class CancelTaskView(TaskActionView):
     task_permission = "cancel_taskrecord"
 
     def act(self, record: TaskRecord) -> TaskRecord:
-        if not manager_of(record).cancel_task(record.task_name, user=self.request.user):
+        try:
+            is_cancelled = manager_of(record).cancel_task(record.task_name, user=self.request.user)
+        except TaskNotCancellable as error:
+            messages.error(self.request, str(error))
+            return record
+        if not is_cancelled:
             messages.warning(self.request, _("The task has already ended or is being cancelled."))
             return record
         record.refresh_from_db(fields=["status"])

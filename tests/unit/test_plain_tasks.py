@@ -1,0 +1,261 @@
+"""Tasks of plain django-q2: which are observed, what people may do to them, and how long they are kept."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.messages import get_messages
+from django.db import connection
+from django.urls import reverse
+from django.utils import timezone
+from django_q.brokers import get_broker
+from django_q.models import OrmQ, Task
+from django_q.tasks import async_task
+
+from powercrud_dashboard.engine import plain, statistics
+from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.exceptions import TaskNotCancellable, TaskNotRetryable
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, WorkerProcess
+from powercrud_dashboard.q2 import observe
+from tests.conftest import REDIS
+from tests.testapp import tasks
+from tests.workers import silence
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADD, FAIL = "tests.testapp.tasks.add", "tests.testapp.tasks.fail"
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue() -> None:
+    get_broker().purge_queue()
+
+
+def told(func: Any = ADD, *args: Any, **facts: Any) -> dict[str, Any]:
+    """Return a message as django-q2 has it."""
+    launched = timezone.now() - timedelta(seconds=10)
+    message = {"id": uuid.uuid4().hex, "name": "given", "func": func, "args": args, "kwargs": {}, "started": launched}
+    return {**message, "cluster": "pcrud-tests", **facts}
+
+
+def ended(func: Any = ADD, *args: Any, success: bool = True, **facts: Any) -> Run:
+    result = {"success": success, "result": 3 if success else "no : Traceback\nValueError: no"}
+    message = told(func, *args, stopped=timezone.now(), **result, **facts)
+    return Run(message, message["stopped"] - timedelta(seconds=2), "web-1", 7)
+
+
+@pytest.fixture
+def failure(record_of) -> TaskRecord:
+    run = ended(FAIL, success=False, group="night")
+    plain.record_ends([run])
+    return record_of(run.message["id"])
+
+
+def queued() -> TaskRecord:
+    task_id = async_task(ADD, 1, 2)
+    assert plain.record_queued(observe.waiting(10)) == 1
+    return TaskRecord.objects.get(task_name=task_id)
+
+
+# Which are observed
+
+
+def test_patterns_decide_what_is_observed(settings):
+    settings.POWERCRUD_SETTINGS = {
+        "DASHBOARD_TRACK_INCLUDE": ["shop.*", "tests.*"],
+        "DASHBOARD_TRACK_EXCLUDE": ["shop.tasks.ping*"],
+    }
+    observed = [path for path in ("shop.tasks.price", "shop.tasks.ping_all", "blog.publish") if is_observed(path)]
+    assert observed == ["shop.tasks.price"]
+    assert is_observed(tasks.add)
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK": "own"}
+    assert not is_observed("shop.tasks.price")
+
+
+def is_observed(func: Any) -> bool:
+    return plain.is_observed(told(func))
+
+
+def test_tasks_of_this_package_are_not_observed(manager):
+    manager.launch_async_task(tasks.add, 1, 2)
+    assert not any(map(plain.is_observed, observe.waiting(10)))
+    assert not is_observed("powercrud_dashboard.schedules.cleanup_async_artifacts")
+    assert not plain.is_observed(told("math.floor", name="pcrud-probe-1"))
+
+
+def test_of_a_sampled_function_a_part_is_recorded_and_all_are_counted(settings, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_SAMPLE": {"tests.testapp.tasks.a*": 0.2}}
+    runs = [ended() for _ in range(400)]
+    counted = [run for run in runs if plain.is_only_counted(run)]
+    assert 250 < len(counted) < 390
+    plain.count_ends(counted)
+    plain.record_ends(run for run in runs if run not in counted)
+    statistics.count_ended()
+    assert sum(row.completed for row in TaskStatistics.objects.all()) == 400
+    assert sum(row.run_ms for row in TaskStatistics.objects.all()) == 400 * 2_000
+    assert not plain.is_only_counted(ended(success=False))
+
+
+def test_a_synchronous_task_is_recorded(record_of):
+    task_id = async_task(ADD, 1, 2, sync=True)
+    record = record_of(task_id)
+    assert (record.status, record.result, record.label) == ("success", 3, ADD)
+    assert record.started_at >= record.created_at
+    with pytest.raises(ValueError, match="it broke"):
+        async_task(FAIL, sync=True, task_name="by hand")
+    failed = TaskRecord.objects.get(label="by hand")
+    assert (failed.status, failed.exception_class, failed.error) == ("failed", "builtins.ValueError", "it broke")
+
+
+def test_an_error_of_the_observation_never_touches_the_task(settings, caplog):
+    @contextmanager
+    def refusing():
+        def execute(execute, sql, params, many, context):
+            if "taskrecord" in sql:
+                raise RuntimeError("no history today")
+            return execute(sql, params, many, context)
+
+        with connection.execute_wrapper(execute):
+            yield
+
+    with refusing():
+        task_id = async_task(ADD, 1, 2, sync=True)
+    assert Task.objects.get(id=task_id).result == 3
+    assert "could not be observed" in caplog.text
+    assert not TaskRecord.objects.exists()
+
+
+# What people do to them
+
+
+def test_a_queued_task_is_cancelled_by_taking_its_message_out(manager, record_of):
+    record = queued()
+    assert record.status == "pending"
+    assert plain.record_queued(observe.waiting(10)) == 0
+    assert manager.cancel_task(record.task_name, user="Anna")
+    assert record_of(record.task_name).status == "cancelled"
+    assert get_broker().queue_size() == 0
+    assert not manager.cancel_task(record.task_name)
+
+
+@pytest.mark.skipif(REDIS, reason="a message that is taken is not in the list any more")
+def test_a_task_that_a_cluster_has_taken_is_not_cancelled(manager, record_of, boss):
+    record = queued()
+    OrmQ.objects.update(lock=timezone.now() + timedelta(minutes=1))
+    with pytest.raises(TaskNotCancellable, match="a cluster has taken it"):
+        manager.cancel_task(record.task_name)
+    answer = boss.post(reverse("admin:powercrud_dashboard_taskrecord_cancel", args=[record.pk]))
+    assert "a cluster has taken it" in str(list(get_messages(answer.wsgi_request))[-1])
+    assert record_of(record.task_name).status == "pending"
+    assert OrmQ.objects.count() == 1
+
+
+def test_a_running_task_is_asked_to_stop_once(manager, record_of):
+    message = told()
+    plain.record_running(message, timezone.now())
+    assert not plain.is_to_stop(message["id"])
+    assert manager.cancel_task(message["id"], user="Anna")
+    assert not manager.cancel_task(message["id"])
+    assert plain.is_to_stop(message["id"])
+    assert record_of(message["id"]).status == "in_progress"
+    stopped = ended(success=False, id=message["id"])
+    text = "The task was cancelled. : Traceback\npowercrud_dashboard.worker.observe.PlainTaskCancelled: The task was"
+    stopped.message["result"] = f"{text} cancelled.\n"
+    plain.record_ends([stopped])
+    assert record_of(message["id"]).status == "cancelled"
+
+
+def test_a_retry_is_a_new_plain_task_that_settles_the_failure(manager, failure, record_of, superuser):
+    name = manager.retry_task(failure.task_name, user=superuser)
+    (message,) = observe.waiting(10)
+    assert (message["id"], message["func"], message["group"]) == (name, FAIL, "night")
+    new = record_of(name)
+    assert (new.status, new.source, new.user, new.retry_of) == ("pending", "django_q", superuser, failure)
+    with pytest.raises(TaskNotRetryable, match="its retry"):
+        manager.retry_task(failure.task_name)
+    plain.record_ends([Run({**ended().message, **message, "started": new.created_at}, new.created_at)])
+    assert record_of(name).status == "success"
+    assert record_of(failure.task_name).resolution == "resolved"
+    assert [line.event for line in TaskEvent.objects.all().of_task(name)] == ["create", "start", "complete"]
+
+
+def test_a_task_whose_function_is_gone_is_not_retried(manager, record_of):
+    run = ended("shop.tasks.gone", success=False)
+    plain.record_ends([run])
+    with pytest.raises(ValueError, match="shop"):
+        manager.retry_task(run.message["id"])
+    assert observe.waiting(10) == []
+    assert TaskRecord.objects.count() == 1
+
+
+def test_a_plain_task_is_not_paused(manager):
+    record = queued()
+    assert not manager.pause_task(record.task_name)
+    assert TaskRecord.objects.get().status == "pending"
+
+
+def test_the_task_page_offers_what_can_be_done(boss, failure):
+    page = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[failure.pk])).content.decode()
+    assert "django-q2" in page
+    assert reverse("admin:powercrud_dashboard_taskrecord_retry", args=[failure.pk]) in page
+    waiting = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[queued().pk])).content.decode()
+    assert "/cancel/" in waiting
+    assert "/pause/" not in waiting
+
+
+# What is lost, and what is deleted
+
+
+def test_a_running_task_is_lost_with_its_process(record_of, manager):
+    message = told()
+    plain.record_running(message, timezone.now())
+    running = record_of(message["id"])
+    own = WorkerProcess.objects.create(identity="1", host=running.worker_host, pid=running.worker_pid)
+    WorkerProcess.objects.filter(pk="1").update(started_at=timezone.now() - timedelta(hours=1))
+    assert plain.seem_lost() == set()
+    silence(pk=own.pk)
+    manager.cleanup_completed_tasks()
+    lost = record_of(message["id"])
+    assert (lost.status, lost.failure_reason) == ("failed", "worker_lost")
+    # The truth wins.
+    plain.record_ends([ended(id=message["id"])])
+    assert record_of(message["id"]).status == "success"
+
+
+def test_a_process_that_began_later_with_the_same_number_is_another_one(record_of):
+    message = told()
+    plain.record_running(message, timezone.now() - timedelta(minutes=5))
+    running = record_of(message["id"])
+    WorkerProcess.objects.create(
+        identity="1", host=running.worker_host, pid=running.worker_pid, clock_at=timezone.now()
+    )
+    assert plain.seem_lost() == {message["id"]}
+
+
+def test_a_queued_task_whose_end_was_missed_gets_it_from_django_q(record_of):
+    record = queued()
+    TaskRecord.objects.filter(pk=record.pk).update(created_at=timezone.now() - timedelta(hours=1))
+    now = timezone.now()
+    Task.objects.create(
+        id=record.task_name, name="given", func=ADD, args=(1, 2), kwargs={}, started=now, stopped=now, result=3
+    )
+    assert plain.settle_queued() == 1
+    assert (record_of(record.task_name).status, record_of(record.task_name).result) == ("success", 3)
+
+
+def test_observed_tasks_are_kept_for_days_of_their_own(settings, manager):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_RETENTION_DAYS": 3, "DASHBOARD_TRACK_MAX_RECORDS": 5}
+    now = timezone.now()
+    TaskRecord.objects.create(task_name="ours", func=ADD, status="success", finished_at=now - timedelta(days=30))
+    plain.record_ends([ended() for _ in range(8)])
+    old = TaskRecord.objects.exclude(source="").order_by("pk").first()
+    assert old is not None
+    TaskRecord.objects.filter(pk=old.pk).update(finished_at=now - timedelta(days=4))
+    manager.cleanup_completed_tasks()
+    assert not TaskRecord.objects.filter(pk=old.pk).exists()
+    assert TaskRecord.objects.exclude(source="").count() == 5
+    assert TaskRecord.objects.filter(task_name="ours").exists()
