@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Side by side, as tests wait for processes more than they compute.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+# Those of the catalogues.
+LANGUAGES := de es fr
 
 .PHONY: help demo demo-check test lint unit clusters services matrix powercrud faults bench docs reference messages screenshots clean
 
@@ -18,7 +20,7 @@ help:
 	@echo "make powercrud    tests with the views of django-powercrud, on Python 3.12 or newer"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
-	@echo "make messages     the catalogues, after a change of texts"
+	@echo "make messages     the catalogues of all LANGUAGES, after a change of texts"
 	@echo "make docs         the documentation as a site, in build/docs"
 	@echo "make reference    the pages of the documentation that are made from the code"
 	@echo "make screenshots  the documentation's pictures"
@@ -120,6 +122,6 @@ clean:
 
 # After a change of texts: bring the catalogues up to date, translate what is new, and run it again to compile them.
 messages: $(INSTALLED)
-	$(BIN)/python -m django makemessages --settings tests.settings.sqlite --locale de --no-wrap --no-obsolete \
+	$(BIN)/python -m django makemessages --settings tests.settings.sqlite $(LANGUAGES:%=--locale %) --no-wrap --no-obsolete \
 		--add-location file --ignore "tests/*" --ignore "$(VENV)*" --ignore "build/*"
-	cd powercrud_dashboard && $(abspath $(BIN))/python -m django compilemessages --locale de
+	cd powercrud_dashboard && $(abspath $(BIN))/python -m django compilemessages $(LANGUAGES:%=--locale %)

@@ -81,7 +81,9 @@ def test_every_template_and_static_file_is_in_the_wheel(built, shipped_files):
     assert shipped_files
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {f"powercrud_dashboard/{path}" for path in shipped_files} <= names
-    assert "powercrud_dashboard/locale/de/LC_MESSAGES/django.mo" in names
+    catalogues = run("git", "ls-files", "powercrud_dashboard/locale", cwd=ROOT).split()
+    assert "powercrud_dashboard/locale/de/LC_MESSAGES/django.mo" in catalogues
+    assert set(catalogues) <= names
     assert {"powercrud_dashboard/py.typed", "powercrud_dashboard/migrations/0001_initial.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "templates/", "static/"))]
     assert f"powercrud_dashboard-{powercrud_dashboard.__version__}" in built["wheel"].name
