@@ -87,7 +87,7 @@ class ShownSchedule:
 
     @property
     def has_lock(self) -> bool:
-        return self.state.group in app_settings.DASHBOARD_SCHEDULE_LOCKS
+        return self.state.group in app_settings.DASHBOARD_SCHEDULE_LOCKS and not self.calls_declared
 
     @property
     def last_run(self) -> Run | None:

@@ -351,13 +351,13 @@ class _Sync:
         schedule.save(using=self._schedules.db)
 
     def _update(self, schedule: Schedule, wanted: Wanted, different: dict[str, Any]) -> None:
-        self._schedules.filter(pk=schedule.pk).update(**different)
+        row = self._schedules.filter(pk=schedule.pk, func=self._func)
+        row.update(**different)
         if different.keys() & wanted.timing.columns.keys():
             for column, value in different.items():
                 setattr(schedule, column, value)
             # One that is paused has no next run, and gets none.
-            running = self._schedules.filter(pk=schedule.pk, next_run__isnull=False)
-            running.update(next_run=schedule.calculate_next_run(timezone.now()))
+            row.filter(next_run__isnull=False).update(next_run=schedule.calculate_next_run(timezone.now()))
 
 
 def _different(schedule: Schedule, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -365,6 +365,8 @@ def _different(schedule: Schedule, columns: Mapping[str, Any]) -> dict[str, Any]
 
 
 # Schedules under a lock
+
+_PACKAGE = "powercrud_dashboard."
 
 #: What a task of a locked schedule takes with it, from the message of the call that launches it.
 _OPTIONS = ("hook", "timeout", "save", "cached", "cluster")
@@ -377,13 +379,13 @@ def lock_scheduled(launcher: str) -> None:
     """
 
     def replace(sender: Any, task: dict[str, Any], **kwargs: Any) -> None:
-        name = str(task.get("group") or "")
-        # What a manager launches is no text.
-        if name not in app_settings.DASHBOARD_SCHEDULE_LOCKS or not isinstance(task["func"], str):
+        name, func = str(task.get("group") or ""), task["func"]
+        # What a manager launches is no text, and a declared schedule has the lock that its declaration names.
+        if name not in app_settings.DASHBOARD_SCHEDULE_LOCKS or not isinstance(func, str) or func.startswith(_PACKAGE):
             return
         options = {option: task[option] for option in _OPTIONS if option in task}
         task.pop("hook", None)
-        task["args"] = (name, task["func"], task["args"], task["kwargs"], options)
+        task["args"] = (name, func, task["args"], task["kwargs"], options)
         task.update(func=launcher, kwargs={}, ack_failure=True)
 
     pre_enqueue.connect(replace, sender="django_q", weak=False, dispatch_uid="powercrud_dashboard.lock_scheduled")

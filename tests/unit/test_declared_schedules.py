@@ -432,6 +432,16 @@ def test_other_schedules_and_tasks_are_left_alone(locks, manager):
     assert TaskRecord.objects.get(task_name=name).status == "success"
 
 
+def test_a_declared_schedule_keeps_the_lock_of_its_declaration(locks, boss):
+    locks(nightly={"testapp.Project": ["*"]})
+    scheduled(every="daily", name="nightly")(tasks.debug_setting)
+    sync_schedules()
+    fire("nightly")
+    record = TaskRecord.objects.get()
+    assert (record.status, record.conflict_ids) == ("pending", {})
+    assert "runs under a lock" not in boss.get(PAGE).content.decode()
+
+
 def test_a_schedule_without_a_name_is_known_by_its_key(locks):
     schedule = plain(name=None)
     locks(**{str(schedule.pk): True})
