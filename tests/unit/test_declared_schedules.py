@@ -19,7 +19,7 @@ from django_q.scheduler import scheduler
 from django_q.signals import pre_enqueue
 
 from powercrud_dashboard import schedules
-from powercrud_dashboard.exceptions import ScheduleNotDeclared
+from powercrud_dashboard.exceptions import ScheduleNotDeclared, TaskConflict
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 from powercrud_dashboard.schedules import declared_schedules, run_scheduled, scheduled, sync_schedules
 from tests.conftest import SETTINGS_MODULE
@@ -160,11 +160,16 @@ def test_a_schedule_that_is_not_declared_any_more_fails_and_says_what_to_do():
     assert (record.status, record.label, record.group) == ("failed", "gone", "gone")
 
 
-def test_a_function_that_runs_at_once_and_fails_is_on_record_once(at_once):
-    scheduled(**YEARLY, name="bad")(tasks.fail)
-    with pytest.raises(ValueError, match="it broke"):
+def refused() -> None:
+    raise TaskConflict([])
+
+
+def test_a_function_that_runs_at_once_and_fails_is_no_skipped_run(at_once):
+    scheduled(**YEARLY, name="bad")(refused)
+    with pytest.raises(TaskConflict):
         run_scheduled("bad")
-    assert TaskRecord.objects.get().source == ""
+    record = TaskRecord.objects.get()
+    assert (record.status, record.source) == ("failed", "")
 
 
 # Synchronising
@@ -399,7 +404,12 @@ def plain(**fields) -> Schedule:
 def test_a_plain_schedule_runs_as_a_task_under_its_lock(locks):
     locks(nightly={"testapp.Project": ["*"]})
     plain(hook="tests.testapp.tasks.add", cluster="pcrud-tests")
-    fire("nightly")
+    Schedule.objects.update(next_run=timezone.now() - timedelta(seconds=1))
+    scheduler()
+    # The hook is for the result of the function.
+    assert "hook" not in OrmQ.objects.get().task
+    deliver()
+    assert OrmQ.objects.get().task["hook"] == "tests.testapp.tasks.add"
     record = TaskRecord.objects.get()
     assert (record.func, record.group, record.cluster) == ("tests.testapp.tasks.add", "nightly", "pcrud-tests")
     assert record.conflict_ids == {"testapp.project": ["*"]}

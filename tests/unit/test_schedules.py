@@ -166,7 +166,7 @@ def test_a_missed_schedule_says_whether_its_cluster_runs(client_of, keeper):
     "fields",
     [
         lambda now: {"next_run": None},
-        lambda now: {"repeats": 0},
+        lambda now: {"repeats": 0, "next_run": now - timedelta(hours=1)},
         lambda now: {"next_run": now + timedelta(minutes=1)},
         # A cluster looks only now and then.
         lambda now: {"next_run": now - timedelta(seconds=30)},
@@ -176,6 +176,7 @@ def test_a_missed_schedule_says_whether_its_cluster_runs(client_of, keeper):
 def test_what_is_not_missed(client_of, keeper, fields):
     make(**fields(timezone.now()))
     assert "Missed" not in client_of(keeper).get(PAGE).content.decode()
+    assert schedules.count() == (1, 0)
 
 
 def test_a_hundred_schedules_take_as_many_queries_as_one(client_of, keeper):
