@@ -262,8 +262,7 @@ def _insert(records: list[TaskRecord], tasks: Mapping[str, PlainTask]) -> None:
     _ADD_RECORDS.insert(records)
     names = [record.task_name for record in records]
     inserted = TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk")
-    lines = [{**line, "record_id": pk} for name, pk in inserted for line in _lines(tasks[name])]
-    _ADD_EVENTS.insert([TaskEvent(**line) for line in lines])
+    _ADD_EVENTS.insert_values([{**line, "record": pk} for name, pk in inserted for line in _lines(tasks[name])])
 
 
 _ADD_RECORDS = PreparedInsert(TaskRecord)

@@ -49,6 +49,8 @@ class _Given:
 
     field: models.Field[Any, Any]
     name: str
+    #: Whether it is a text. An empty one is stored as it is, as ``None`` is in each column of this package.
+    is_text: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class _Prepared(Generic[Row]):
             statement = self._statements[key] = self._written(using, columns, len(values))
         slots_of_row = len(statement.params) // len(values)
         params = [
-            param.field.get_db_prep_save(values[number // slots_of_row][param.name], connection)
+            _in_form_of(param, values[number // slots_of_row][param.name], connection)
             if isinstance(param, _Given)
             else param
             for number, param in enumerate(statement.params)
@@ -151,7 +153,15 @@ class _Prepared(Generic[Row]):
 
 
 def _given(slot: Slot, options: Any) -> _Given:
-    return _Given(options.get_field(slot.field_name), slot.given_as)
+    field = options.get_field(slot.field_name)
+    return _Given(field, slot.given_as, is_text=isinstance(field, models.CharField | models.TextField))
+
+
+def _in_form_of(given: _Given, value: Any, connection: Any) -> Any:
+    """Return a value as the database takes it. Most columns of most rows are empty, which needs no conversion."""
+    if value is None or (given.is_text and type(value) is str and not value):
+        return value
+    return given.field.get_db_prep_save(value, connection)
 
 
 class PreparedUpdate(_Prepared[Row]):
@@ -246,15 +256,14 @@ class PreparedInsert(_Prepared[Row]):
 
     def insert(self, rows: Sequence[Row]) -> None:
         """Insert any number of rows, in as few statements as their parameters fit into."""
+        self.insert_values([{field.name: field.pre_save(row, add=True) for field in self._fields} for row in rows])
+
+    def insert_values(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert any number of rows in this way, given by the values of all of their fields."""
         limit = connections[router.db_for_write(self._model)].features.max_query_params or MAX_PARAMETERS
         size = limit // len(self._fields)
         for start in range(0, len(rows), size):
-            self.execute(
-                [
-                    {field.name: field.pre_save(row, add=True) for field in self._fields}
-                    for row in rows[start : start + size]
-                ]
-            )
+            self.execute(rows[start : start + size])
 
 
 class PreparedSave(PreparedInsert[Row]):
