@@ -119,6 +119,21 @@ def test_parameters_and_confirmation(serve, projects, at_once):
     assert not Project.objects.exists()
 
 
+def test_an_action_with_a_page_of_its_own(serve, projects, at_once):
+    [block] = blocks_under("Actions with a page of their own", "forms")
+    record = choose(serve(block), "rename_all", projects[:2], apply="1", name="all alike")
+    assert (record.status, record.affected_count) == ("success", 2)
+    assert Project.objects.filter(name="all alike").count() == 2
+
+
+def test_delete_selected(serve, projects, at_once):
+    [block] = blocks_under("Delete selected", "forms")
+    client = serve(block)
+    assert choose(client, "delete_selected", projects[:2]) is None
+    assert choose(client, "delete_selected", projects[:2], post="yes").status == "success"
+    assert list(Project.objects.all()) == [projects[2]]
+
+
 def test_large_selections(serve, make_projects):
     [block] = blocks_under("Large selections")
     client, projects = serve(block), make_projects(3)
