@@ -103,8 +103,8 @@ class ShownSchedule:
 
     @property
     def current_run(self) -> Run | None:
-        """The newest run, if it has not ended."""
-        return self.runs[-1] if self.runs and not self.runs[-1].record.is_finished else None
+        """The newest run that has not ended; later ones may have been skipped."""
+        return next((run for run in reversed(self.runs) if not run.record.is_finished), None)
 
     @property
     def unrecorded(self) -> Any:

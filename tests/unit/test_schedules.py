@@ -134,6 +134,14 @@ def test_a_skipped_run_is_no_failure_and_says_why(client_of, keeper):
     assert "failed" not in page
 
 
+def test_a_run_that_is_under_way_is_shown_although_later_ones_were_skipped(client_of, keeper):
+    schedule = make()
+    running = ran(schedule, "in_progress", ago=300, finished_at=None, run_time=timedelta())
+    ran(schedule, "cancelled", source="schedule", started_at=None)
+    page = client_of(keeper).get(PAGE).content.decode()
+    assert re.search(rf'{running.pk}/change/"><span class="pcrud-status pcrud-status-in_progress', page)
+
+
 def test_what_has_failed_is_first_then_what_is_missed(client_of, keeper):
     make(name="paused", next_run=None)
     make(name="late", next_run=timezone.now() - timedelta(hours=1))
