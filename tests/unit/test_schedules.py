@@ -139,7 +139,7 @@ def test_a_run_that_is_under_way_is_shown_although_later_ones_were_skipped(clien
     running = ran(schedule, "in_progress", ago=300, finished_at=None, run_time=timedelta())
     ran(schedule, "cancelled", source="schedule", started_at=None)
     page = client_of(keeper).get(PAGE).content.decode()
-    assert re.search(rf'{running.pk}/change/"><span class="pcrud-status pcrud-status-in_progress', page)
+    assert re.search(rf'{running.pk}/change/">\s*<span class="pcrud-status pcrud-status-in_progress', page)
 
 
 def test_what_has_failed_is_first_then_what_is_missed(client_of, keeper):
