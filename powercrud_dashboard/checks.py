@@ -380,7 +380,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         Error(
             f"powercrud_dashboard can't use DATABASES[{alias!r}], which is {found}.",
             hint=f"Use PostgreSQL, or SQLite {_dotted(MIN_SQLITE_VERSION)} or later. A database router can send the "
-            "models of powercrud_dashboard to a database of their own.",
+            "models of powercrud_dashboard, and the users, to another database.",
             id="powercrud_dashboard.E007",
         )
     ]
@@ -399,7 +399,7 @@ def _isolation(alias: str) -> Iterator[CheckMessage]:
             f"DATABASES[{alias!r}] has an isolation level other than READ COMMITTED: a launch would not see locks that "
             "others take at the same moment, and two tasks would hold one object.",
             hint="Remove isolation_level from its OPTIONS. A database router can send the models of "
-            "powercrud_dashboard to a database of their own.",
+            "powercrud_dashboard, and the users, to another database.",
             id="powercrud_dashboard.E011",
         )
 
