@@ -55,7 +55,7 @@ class End(NamedTuple):
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> End:
-        """Return it for the values of ``END_COLUMNS`` of a record."""
+        """Return it for the values of :func:`end_columns` of a record."""
         func, cluster, status, created_at, started_at, finished_at, run_time, first_start, host, release, planned = row
         has_run = started_at is not None and status != TaskStatus.CANCELLED
         wait = _milliseconds(first_start - max(created_at, planned or created_at)) if first_start else None
@@ -63,17 +63,22 @@ class End(NamedTuple):
         return cls(func, cluster, status, finished_at, wait, run, host, release)
 
 
-_STARTS = TaskEvent.objects.filter(record=OuterRef("pk"), event="start").order_by("timestamp", "pk")
-#: When a worker began the first attempt: the record tells of the last, and a slice is one, too.
-_FIRST_START = Case(
-    When(attempts__gt=1, then=Subquery(_STARTS.values("timestamp")[:1])),
-    default="started_at",
-    output_field=DateTimeField(),
-)
-END_COLUMNS = (
-    *("func", "cluster", "status", "created_at", "started_at", "finished_at", "run_time"),
-    *(_FIRST_START, "worker_host", "release", "run_after"),
-)
+def end_columns() -> tuple[Any, ...]:
+    """Return the columns of a record that :meth:`End.of` reads.
+
+    Made when they are asked for, as a project's models may import this module before they are all there.
+    """
+    starts = TaskEvent.objects.filter(record=OuterRef("pk"), event="start").order_by("timestamp", "pk")
+    # When a worker began the first attempt: the record tells of the last, and a slice is one, too.
+    first_start = Case(
+        When(attempts__gt=1, then=Subquery(starts.values("timestamp")[:1])),
+        default="started_at",
+        output_field=DateTimeField(),
+    )
+    return (
+        *("func", "cluster", "status", "created_at", "started_at", "finished_at", "run_time"),
+        *(first_start, "worker_host", "release", "run_after"),
+    )
 
 
 def _milliseconds(time: timedelta) -> int:
@@ -231,7 +236,7 @@ def count_records(pks: list[int]) -> int:
     take_turn(TURN)
     # Locked, so that no end that is corrected meanwhile counts as what it was before.
     records = TaskRecord.objects.uncounted().filter(pk__in=pks).select_for_update().order_by("pk")
-    rows = list(records.values_list("pk", "failure_reason", "counted_as", *END_COLUMNS))
+    rows = list(records.values_list("pk", "failure_reason", "counted_as", *end_columns()))
     if not rows:
         return 0
     now = timezone.now()
@@ -271,7 +276,7 @@ def uncounted(at_most: int, **which: Any) -> tuple[list[End], bool]:
     """Return the newest ended tasks that are not counted yet, and whether there are more than ``at_most``."""
     newest = TaskRecord.objects.uncounted().filter(**which).order_by("-finished_at")
     # One whose inferred end was corrected is among the counted as what it was, until it is counted anew.
-    rows = list(newest.filter(counted_as__isnull=True).values_list(*END_COLUMNS)[: at_most + 1])
+    rows = list(newest.filter(counted_as__isnull=True).values_list(*end_columns())[: at_most + 1])
     return [End.of(row) for row in rows[:at_most]], len(rows) > at_most
 
 
