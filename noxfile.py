@@ -16,6 +16,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
+nox.options.download_python = "never"
 # Those that are missing are named, and skipped, unless they must be there (as PCRUD_REQUIRE_SERVICES says of servers).
 nox.options.error_on_missing_interpreters = bool(os.environ.get("PCRUD_REQUIRE_SERVICES"))
 
