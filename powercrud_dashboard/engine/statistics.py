@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from django.db.models import Case, DateTimeField, Max, OuterRef, QuerySet, Subquery, Sum, When
 from django.utils import timezone
 
-from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, TaskStatus
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, TaskStatus, TaskTotal
 from powercrud_dashboard.models.database import give_way, impatient_transaction, take_turn
 from powercrud_dashboard.models.statistics import Histogram, Joined, Span, floor, span_for
 from powercrud_dashboard.models.statuses import GIVEN_UP
@@ -88,6 +88,8 @@ def _milliseconds(time: timedelta) -> int:
 NUMBERS = ("completed", "failed", "cancelled", "wait_ms", "max_wait_ms", "run_ms", "max_run_ms")
 #: The figures of a row.
 ROW_COLUMNS = (*NUMBERS, "waits", "runs", "hosts", "last_ended_at", "last_failed_at", "release")
+#: Those of a row of the totals.
+TOTAL_COLUMNS = ("completed", "failed", "cancelled", "wait_ms", "waits", "run_ms", "runs")
 
 
 @dataclass
@@ -142,6 +144,14 @@ class Figures:
         figures.waits.add_packed(Joined.bytes_of(sums["waits_"]))
         figures.runs.add_packed(Joined.bytes_of(sums["runs_"]))
         figures.hosts = _sums_of_hosts(json.loads(f"[{sums.get('hosts_', '')}]"))
+        return figures
+
+    @classmethod
+    def of_total(cls, total: TaskTotal) -> Figures:
+        """Return the figures that a row of the totals has."""
+        figures = cls(**{name: getattr(total, name) for name in TOTAL_COLUMNS if name not in ("waits", "runs")})
+        figures.waits.add_packed(total.waits)
+        figures.runs.add_packed(total.runs)
         return figures
 
     def merge(self, other: Figures) -> None:
@@ -241,10 +251,13 @@ def count_records(pks: list[int]) -> int:
         return 0
     now = timezone.now()
     changes: dict[Key, Figures] = {}
+    ends: list[End] = []
     for pk, reason, counted_as, *columns in rows:
         end = End.of(tuple(columns))
         if (span := span_for(end.ended_at, now)) is not None:
             changes.setdefault(Key.of(end, span), Figures()).add(end)
+        # Of a corrected end the times are counted already.
+        ends.append(end if counted_as is None else end._replace(wait=None, run=None))
         if counted_as is not None:
             _take_back(changes, _read(counted_as, end))
         if reason in GIVEN_UP or counted_as is not None:
@@ -253,6 +266,7 @@ def count_records(pks: list[int]) -> int:
             TaskRecord.objects.filter(pk=pk).update(counted_as=kept)
     TaskRecord.objects.filter(pk__in=[row[0] for row in rows]).update(is_counted=True)
     _save(changes)
+    _add_to_totals(ends)
     return len(rows)
 
 
@@ -264,12 +278,14 @@ def count_ends(ends: Iterable[End]) -> None:
     """
     now = timezone.now()
     changes: dict[Key, Figures] = {}
+    ends = list(ends)
     for end in ends:
         if (span := span_for(end.ended_at, now)) is not None:
             changes.setdefault(Key.of(end, span), Figures()).add(end)
     with impatient_transaction():
         take_turn(TURN)
         _save(changes)
+        _add_to_totals(ends)
 
 
 def uncounted(at_most: int, **which: Any) -> tuple[list[End], bool]:
@@ -329,6 +345,29 @@ def _save(changes: Mapping[Key, Figures]) -> None:
         update_conflicts=True,
         unique_fields=list(Key._fields),
         update_fields=list(ROW_COLUMNS),
+        batch_size=100,
+    )
+
+
+def _add_to_totals(ends: Iterable[End]) -> None:
+    """Add ended tasks to the totals, in the open transaction that has the turn."""
+    added: dict[tuple[str, str], Figures] = {}
+    for end in ends:
+        added.setdefault((end.func, end.cluster), Figures()).add(end)
+    if not added:
+        return
+    stored = TaskTotal.objects.filter(func__in={func for func, _cluster in added})
+    for total in stored:
+        if (figures := added.get((total.func, total.cluster))) is not None:
+            figures.merge(Figures.of_total(total))
+    TaskTotal.objects.bulk_create(
+        [
+            TaskTotal(func=func, cluster=cluster, **{name: figures.columns()[name] for name in TOTAL_COLUMNS})
+            for (func, cluster), figures in added.items()
+        ],
+        update_conflicts=True,
+        unique_fields=["func", "cluster"],
+        update_fields=list(TOTAL_COLUMNS),
         batch_size=100,
     )
 

@@ -12,7 +12,7 @@ from powercrud_dashboard.models.notices import NoticePreference, TaskNotice
 from powercrud_dashboard.models.objects import TaskObject
 from powercrud_dashboard.models.pausing import Pause
 from powercrud_dashboard.models.processes import WorkerProcess
-from powercrud_dashboard.models.statistics import TaskStatistics
+from powercrud_dashboard.models.statistics import TaskStatistics, TaskTotal
 from powercrud_dashboard.models.statuses import FailureReason, Resolution, Source, TaskStatus
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "TaskRecord",
     "TaskStatistics",
     "TaskStatus",
+    "TaskTotal",
     "WorkerProcess",
 ]

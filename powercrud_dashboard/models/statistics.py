@@ -213,3 +213,31 @@ class TaskStatistics(models.Model):
 
     def __str__(self) -> str:
         return f"{self.func} {self.start:%Y-%m-%d %H:%M}"
+
+
+class TaskTotal(models.Model):
+    """What all ended tasks of one function and queue add up to since they are counted. No number ever gets less.
+
+    A task whose inferred failure was corrected counts as failed, and as what it was.
+    """
+
+    func = CharField(_("function"), max_length=255)
+    cluster = CharField(_("cluster"), max_length=100, blank=True)
+    completed = models.PositiveBigIntegerField(_("completed"), default=0)
+    failed = models.PositiveBigIntegerField(_("failed"), default=0)
+    cancelled = models.PositiveBigIntegerField(_("cancelled"), default=0)
+    wait_ms = models.PositiveBigIntegerField(_("sum of waits, in milliseconds"), default=0)
+    waits = models.BinaryField(_("histogram of waits"), default=bytes)
+    run_ms = models.PositiveBigIntegerField(_("sum of run times, in milliseconds"), default=0)
+    runs = models.BinaryField(_("histogram of run times"), default=bytes)
+
+    objects = PrimaryManager["TaskTotal"]()
+
+    class Meta:
+        verbose_name = _("task total")
+        verbose_name_plural = _("task totals")
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["func", "cluster"], name="pcrud_total_uniq")]
+
+    def __str__(self) -> str:
+        return self.func

@@ -12,18 +12,20 @@ from django.conf import settings as django_settings
 from django.core import mail
 from django.core.checks import run_checks
 from django.test import Client
+from prometheus_client import CollectorRegistry
 
+from powercrud_dashboard.engine import statistics
 from powercrud_dashboard.engine.alert_messages import send_due
 from powercrud_dashboard.engine.alert_rules import Rules
 from powercrud_dashboard.models import Alert
-from tests.alerting import evaluate, is_quiet, worker
+from tests.alerting import ended, evaluate, is_quiet, worker
 from tests.services import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 PAGE = (django_settings.ROOT / "docs" / "monitoring.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-TOKEN, LIMITS, CHANNELS, CALLABLE, VERIFIED = BLOCKS[:5]
+TOKEN, LIMITS, CHANNELS, CALLABLE, VERIFIED, METRICS, REGISTERED = BLOCKS
 
 
 def run(block: str) -> dict:
@@ -100,3 +102,23 @@ def test_each_channel_is_told_and_the_receiver_verifies_it(use, receiver, caplog
     send_due()
     assert receiver.alerts[-1]["event"] == "resolved"
     assert not Alert.objects.all().open().exists()
+
+
+def test_the_metrics_are_those_of_the_page(use, settings, monkeypatch):
+    use(TOKEN)
+    urls = ModuleType("urls_of_the_page")
+    exec(METRICS, urls.__dict__)
+    monkeypatch.setitem(sys.modules, urls.__name__, urls)
+    settings.ROOT_URLCONF = urls.__name__
+    ended(1, "success")
+    statistics.count_ended()
+    answer = Client().get("/metrics/", headers={"Authorization": "Bearer a long random text"})
+    found = set(re.findall(r"^# TYPE (pcrud_\w+) ", answer.content.decode(), re.M))
+    assert found == set(re.findall(r"^\| `(pcrud_\w+)`", PAGE, re.M))
+
+
+def test_a_registry_of_the_project_has_them(monkeypatch):
+    registry = CollectorRegistry()
+    monkeypatch.setattr("prometheus_client.REGISTRY", registry)
+    run(REGISTERED)
+    assert registry.get_sample_value("pcrud_alerts") == 0

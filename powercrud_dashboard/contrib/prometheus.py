@@ -1,0 +1,121 @@
+"""Metrics for Prometheus. Needs the package prometheus-client: ``pip install "powercrud-dashboard[prometheus]"``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Any
+
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from powercrud_dashboard.dashboard.listing import CappedCount
+from powercrud_dashboard.dashboard.views.health import MonitoringView
+from powercrud_dashboard.engine.statistics import Figures
+from powercrud_dashboard.engine.vitals import Workers, waiting_by_queue
+from powercrud_dashboard.models import ActiveTask, Alert, ConflictLock, TaskTotal
+from powercrud_dashboard.models.prepared import values_of
+from powercrud_dashboard.models.statistics import PER_DOUBLING, Histogram
+from powercrud_dashboard.q2 import queue
+
+__all__ = ["MetricsView", "TaskCollector"]
+
+#: Pairs of function and queue that have series of their own; the others are added up.
+MAX_SERIES = 200
+OTHER = "other"
+#: The limits of the buckets are 2 to the power of these, in milliseconds: from 16 milliseconds to 4.7 hours. They are
+#: limits of the histograms' intervals too, so that the buckets are exact.
+EXPONENTS = range(4, 25, 2)
+
+
+class TaskCollector(Collector):
+    """Reads all metrics, in five queries whose cost does not grow with the history."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that a registry does not read the database when this is registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._of_queues()
+        locks, alerts = values_of(
+            lambda: [
+                CappedCount(ConflictLock.objects.values("pk")),
+                CappedCount(Alert.objects.all().open().values("pk")),
+            ],
+            "metrics",
+        )
+        yield GaugeMetricFamily("pcrud_locks", "Objects that are locked.", value=locks or 0)
+        yield GaugeMetricFamily("pcrud_alerts", "Alerts that are open.", value=alerts or 0)
+        yield from self._of_ended_tasks()
+
+    @staticmethod
+    def _of_queues() -> Iterator[Metric]:
+        waiting, workers = waiting_by_queue(), Workers.now()
+        running: dict[str, int] = {}
+        rows: Any = ActiveTask.objects.running().order_by().values_list("cluster").annotate(Count("pk"))
+        for cluster, number in rows:
+            name = cluster or queue.main_cluster()
+            running[name] = running.get(name, 0) + number
+        gauges = {
+            "waiting": GaugeMetricFamily("pcrud_queue_tasks", "Tasks that a worker may take now.", labels=["queue"]),
+            "wait": GaugeMetricFamily(
+                "pcrud_queue_oldest_wait_seconds", "How long the oldest of them has waited.", labels=["queue"]
+            ),
+            "running": GaugeMetricFamily("pcrud_running_tasks", "Tasks that run now.", labels=["queue"]),
+            "workers": GaugeMetricFamily("pcrud_workers", "Workers that send heartbeats.", labels=["queue"]),
+        }
+        for name in sorted({*queue.cluster_settings(), *waiting, *workers.queues, *running}):
+            its = waiting.get(name)
+            gauges["waiting"].add_metric([name], its.tasks if its else 0)
+            gauges["wait"].add_metric([name], its.oldest_wait.total_seconds() if its else 0)
+            gauges["running"].add_metric([name], running.get(name, 0))
+            gauges["workers"].add_metric([name], sum(worker.cluster == name for worker in workers.alive))
+        yield from gauges.values()
+
+    @staticmethod
+    def _of_ended_tasks() -> Iterator[Metric]:
+        labels = ["function", "queue"]
+        finished = CounterMetricFamily("pcrud_tasks_finished", "Tasks that have ended.", labels=[*labels, "outcome"])
+        waits = HistogramMetricFamily("pcrud_task_wait_seconds", "Time from launch to start.", labels=labels)
+        runs = HistogramMetricFamily("pcrud_task_run_seconds", "Time that tasks ran.", labels=labels)
+        for function, name, total in _totals():
+            for outcome in ("completed", "failed", "cancelled"):
+                finished.add_metric([function, name, outcome], getattr(total, outcome))
+            waits.add_metric([function, name], _buckets(total.waits), total.wait_ms / 1_000)
+            runs.add_metric([function, name], _buckets(total.runs), total.run_ms / 1_000)
+        yield from (finished, waits, runs)
+
+
+def _totals() -> Iterator[tuple[str, str, Figures]]:
+    """Return the totals of each function and queue; those beyond the limit added up.
+
+    In the order of their first ends, so that what has series of its own keeps them.
+    """
+    totals: dict[tuple[str, str], Figures] = {}
+    for row in TaskTotal.objects.order_by("pk"):
+        key = row.func, row.cluster or queue.main_cluster()
+        if key not in totals and len(totals) >= MAX_SERIES:
+            key = OTHER, OTHER
+        totals.setdefault(key, Figures()).merge(Figures.of_total(row))
+    for (func, name), figures in totals.items():
+        yield func, name, figures
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    so_far = list(accumulate(histogram.counts))
+    limits = [(str(2**exponent / 1_000), so_far[PER_DOUBLING * exponent]) for exponent in EXPONENTS]
+    return [*limits, ("+Inf", so_far[-1])]
+
+
+class MetricsView(MonitoringView):
+    """The metrics in the format that Prometheus reads, behind the token of the health address."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(TaskCollector())
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return HttpResponse(encode(registry), content_type=content_type)
