@@ -24,9 +24,6 @@ from powercrud_dashboard.models.database import coordination_db
 
 Row = TypeVar("Row", bound=models.Model)
 
-#: Parameters of one INSERT where the database allows more: longer ones are not faster.
-MAX_PARAMETERS = 2_500
-
 
 class Slot(Expression):
     """Stands in a statement for a value of this field, which is given when the statement is executed.
@@ -119,9 +116,7 @@ class _Prepared(Generic[Row]):
         """Execute the statement for one or more rows of values. ``columns`` tell apart the forms that it has."""
         using = router.db_for_write(self._model)
         connection = connections[using]
-        key = (using, len(values), *columns)
-        if (statement := self._statements.get(key)) is None:
-            statement = self._statements[key] = self._written(using, columns, len(values))
+        statement = self._statement(using, columns, len(values))
         slots_of_row = len(statement.params) // len(values)
         params = [
             _in_form_of(param, values[number // slots_of_row][param.name], connection)
@@ -132,6 +127,12 @@ class _Prepared(Generic[Row]):
         with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
             cursor.execute(statement.sql, params)
             yield cursor, statement
+
+    def _statement(self, using: str, columns: Sequence[str], rows: int) -> _Statement:
+        key = (using, rows, *columns)
+        if (statement := self._statements.get(key)) is None:
+            statement = self._statements[key] = self._written(using, columns, rows)
+        return statement
 
     def _written(self, using: str, columns: Sequence[str], rows: int) -> _Statement:
         compiler = self._query(columns, rows).get_compiler(using)
@@ -255,15 +256,24 @@ class PreparedInsert(_Prepared[Row]):
             pass
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """Insert any number of rows, in as few statements as their parameters fit into."""
+        """Insert any number of rows."""
         self.insert_values([{field.name: field.pre_save(row, add=True) for field in self._fields} for row in rows])
 
     def insert_values(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert any number of rows in this way, given by the values of all of their fields."""
-        limit = connections[router.db_for_write(self._model)].features.max_query_params or MAX_PARAMETERS
-        size = limit // len(self._fields)
-        for start in range(0, len(rows), size):
-            self.execute(rows[start : start + size])
+        using = router.db_for_write(self._model)
+        connection = connections[using]
+        statement = self._statement(using, (), 1)
+        params = [
+            [
+                _in_form_of(param, row[param.name], connection) if isinstance(param, _Given) else param
+                for param in statement.params
+            ]
+            for row in rows
+        ]
+        # Drivers read the text of the statement once for all of them; psycopg takes as long for that as for the rest.
+        with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+            cursor.executemany(statement.sql, params)
 
 
 class PreparedSave(PreparedInsert[Row]):
