@@ -130,23 +130,34 @@ def test_bare_words_are_found(template):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("language", "address", "words"),
     [
-        (LIST, ["Hintergrundaufgaben", "Fehlgeschlagen", "Weitere Filter", "Als Nächste an der Reihe"]),
+        ("de", LIST, ["Hintergrundaufgaben", "Fehlgeschlagen", "Weitere Filter", "Als Nächste an der Reihe"]),
         (
+            "de",
             f"{LIST}failures/",
             ["Fehlschläge", "Die letzten 24 Stunden", "In diesem Zeitraum ist kein Fehlschlag offen."],
         ),
-        (f"{LIST}locks/", ["Es gibt keine Sperren.", "Gehalten von"]),
-        (f"{LIST}cluster/", ["Warteschlangen", "Es gibt keine Zeitpläne."]),
-        ("/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
+        ("de", f"{LIST}locks/", ["Es gibt keine Sperren.", "Gehalten von"]),
+        ("de", f"{LIST}cluster/", ["Warteschlangen", "Es gibt keine Zeitpläne."]),
+        ("de", "/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
+        ("es", LIST, ["Tareas en segundo plano", "Con fallo", "Más filtros", "Siguiente en la cola"]),
+        ("es", f"{LIST}cluster/", ["Procesos worker", "No hay programaciones."]),
     ],
 )
-def test_the_pages_speak_german(client_of, superuser, manager, address, words):
+def test_the_pages_are_translated(client_of, superuser, manager, language, address, words):
     manager.launch_async_task("tests.testapp.tasks.add", 1)
-    with translation.override("de"):
+    with translation.override(language):
         page = client_of(superuser).get(address).content.decode()
     assert [word for word in words if word not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 tareas"), (1, "1 tarea"), (2, "2 tareas"), (10**6, "1000000 tareas")]
+)
+def test_spanish_has_three_forms_of_a_number(count, said):
+    with translation.override("es"):
+        assert translation.ngettext("%(count)s task", "%(count)s tasks", count) % {"count": count} == said
 
 
 @pytest.mark.django_db
@@ -187,6 +198,17 @@ def test_buttons_for_all_tasks_of_a_cause_speak_german(client_of, superuser, man
     assert 'aria-label="Alle löschen: ' in page
 
 
-@pytest.mark.parametrize("other", ["Anlauf", "Anläufe", "Herzschl"])
-def test_the_german_catalogue_has_one_word_for_a_thing(other):
-    assert other not in (ROOT / "powercrud_dashboard/locale/de/LC_MESSAGES/django.po").read_text()
+@pytest.mark.parametrize(
+    ("language", "other"),
+    [
+        ("de", "anlauf"),
+        ("de", "anläufe"),
+        ("de", "herzschl"),
+        ("es", "trabajador"),
+        ("es", "candado"),
+        ("es", "planificaci"),
+        ("es", "ejecutor"),
+    ],
+)
+def test_a_catalogue_has_one_word_for_a_thing(language, other):
+    assert other not in (PACKAGE / "locale" / language / "LC_MESSAGES" / "django.po").read_text().lower()
