@@ -50,8 +50,8 @@ class FunctionRow:
     """What the table shows of a function."""
 
     url: str
-    name: str
-    #: The parts of the path of its module, after each of which a line may end.
+    #: The parts of its name, between underscores, and of the path of its module: a line may end after each.
+    name: Sequence[str]
     module: Sequence[str]
     #: Label, text and the URL of the tasks behind it ("" for none) of each column with a number.
     figures: Sequence[tuple[str, str, str]]
@@ -119,7 +119,7 @@ class FunctionTable(tables.Table):  # type: ignore[misc]
         }
         return FunctionRow(
             url=f"{self._function_url}?{urlencode({'func': function.func})}" if function.func else "",
-            name=function.name or _("(no function)"),
+            name=(function.name or _("(no function)")).split("_"),
             module=function.module.split("."),
             figures=[(self.labels[name], *figure) for name, figure in figures.items()],
             last_ended=Moment.of(row["last_ended_at"], self._now),
