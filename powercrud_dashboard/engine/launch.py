@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import lifecycle, locks, policy
+from powercrud_dashboard.engine import lifecycle, locks, policy, tracing
 from powercrud_dashboard.engine.spec import (
     INJECTED,
     TaskCall,
@@ -95,16 +95,18 @@ def launch(
     A launch that raises leaves nothing behind, but for the failed record that an ``EnqueueError`` leaves.
     """
     sync = sync or runs_in_caller()
-    start = _Launch(manager, spec, task_name, user, retry_of, within, sync=sync, broker=broker, run_after=run_after)
-    if sync:
-        active = start.write()
-        _run_here(manager, active, start.enqueue)
-    elif start.waits:
-        start.write()
-    elif queue.broker_database(broker) == coordination_db():
-        start.write_and_enqueue()
-    else:
-        start.write(enqueue_after_commit=True)
+    with tracing.launching(str(spec)) as trace:
+        spec = replace(spec, trace=trace)
+        start = _Launch(manager, spec, task_name, user, retry_of, within, sync=sync, broker=broker, run_after=run_after)
+        if sync:
+            active = start.write()
+            _run_here(manager, active, start.enqueue)
+        elif start.waits:
+            start.write()
+        elif queue.broker_database(broker) == coordination_db():
+            start.write_and_enqueue()
+        else:
+            start.write(enqueue_after_commit=True)
     return start.task_name
 
 

@@ -66,6 +66,8 @@ class TaskSpec:
     shown_func: str = ""
     #: The name of the person who has launched the task, for the worker's log.
     launched_by: str = ""
+    #: What a worker needs to go on with the trace of the launch.
+    trace: Mapping[str, str] = field(default_factory=dict)
     manager_class: str = ""
     manager_config: Mapping[str, Any] = field(default_factory=dict)
     #: The objects to lock: normalised model label -> keys as text.
@@ -96,7 +98,7 @@ class TaskSpec:
 
     def for_worker(self) -> TaskSpec:
         """Return what a worker needs to call the function; the rest is in the task's row."""
-        return TaskSpec(self.func, self.args, self.kwargs, launched_by=self.launched_by)
+        return TaskSpec(self.func, self.args, self.kwargs, launched_by=self.launched_by, trace=self.trace)
 
     def to_text(self) -> str:
         """Return the text form, which :meth:`from_text` reads.

@@ -22,7 +22,7 @@ from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
 from powercrud_dashboard.async_context import SAME_CLOCK, TaskContext, running_task
-from powercrud_dashboard.engine import calls, lifecycle, policy, processes, registry, requests
+from powercrud_dashboard.engine import calls, lifecycle, policy, processes, registry, requests, tracing
 from powercrud_dashboard.engine.boundary import contained
 from powercrud_dashboard.engine.progress import Progress
 from powercrud_dashboard.engine.spec import INJECTED, TaskCall, TaskSpec, accepted_arguments
@@ -254,7 +254,7 @@ class _Run:
                             limits.enter_context(interruption)
                         context.check_cancelled()  # It waits if the heartbeat is overdue.
                         with contained():
-                            result = self._call(unreadable, active.resume_at)
+                            result = self._call(unreadable, active.attempt, active.resume_at)
                 finally:
                     # From here on neither a cancel request nor the time limit may interrupt the recording of the end.
                     self._disarm_time_limit()
@@ -276,7 +276,7 @@ class _Run:
         result = result if self._is_sync else _picklable(result, context)
         return monitor, Ending("complete", {"result": result}, result=result)
 
-    def _call(self, unreadable: UnreadableSpec | None, resume_at: int) -> Any:
+    def _call(self, unreadable: UnreadableSpec | None, attempt: int, resume_at: int) -> Any:
         if unreadable is not None:
             raise unreadable
         spec = self._spec
@@ -287,7 +287,8 @@ class _Run:
             "manager_class": self._manager.manager_class_path,
             "resume_at": resume_at,
         }
-        with savepoints_in_open_transactions():
+        traced = tracing.running(self._name, self._task_name, attempt, spec.trace)
+        with traced, savepoints_in_open_transactions():
             try:
                 return calls.call(func, *spec.args, **{**accepted_arguments(func, available), **spec.kwargs})
             except AllObjectsFailed as error:

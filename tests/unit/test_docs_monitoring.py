@@ -14,7 +14,8 @@ from django.core.checks import run_checks
 from django.test import Client
 from prometheus_client import CollectorRegistry
 
-from powercrud_dashboard.engine import statistics
+import tests
+from powercrud_dashboard.engine import statistics, tracing
 from powercrud_dashboard.engine.alert_messages import send_due
 from powercrud_dashboard.engine.alert_rules import Rules
 from powercrud_dashboard.models import Alert
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 PAGE = (django_settings.ROOT / "docs" / "monitoring.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-TOKEN, LIMITS, CHANNELS, CALLABLE, VERIFIED, METRICS, REGISTERED = BLOCKS
+TOKEN, LIMITS, CHANNELS, CALLABLE, VERIFIED, METRICS, REGISTERED, TRACED = BLOCKS
 
 
 def run(block: str) -> dict:
@@ -122,3 +123,14 @@ def test_a_registry_of_the_project_has_them(monkeypatch):
     monkeypatch.setattr("prometheus_client.REGISTRY", registry)
     run(REGISTERED)
     assert registry.get_sample_value("pcrud_alerts") == 0
+
+
+def test_an_app_traces_when_it_is_ready():
+    app = run(TRACED)["ShopConfig"]("shop", tests)
+    try:
+        app.ready()
+        with tracing.launching("shop.tasks.add") as carrier:
+            # Without an SDK there is no trace, and no error.
+            assert isinstance(carrier, dict)
+    finally:
+        tracing.use(None)

@@ -35,6 +35,7 @@ FULL = TaskSpec(
     label="Add",
     shown_func="shop.tasks.add",
     launched_by="anna",
+    trace={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
     manager_class="tests.testapp.managers.QuietManager",
     manager_config={"tone": "polite"},
     conflict_ids={"testapp.project": ["1", "2"]},
@@ -65,7 +66,7 @@ def test_no_field_is_left_out_above():
 @pytest.mark.parametrize(("name", "spec"), [("plain", FULL), ("pickled", PICKLED), ("least", TaskSpec(ADD))])
 def test_specs_of_version_1_are_read(name, spec):
     # Without the fields that came later.
-    spec = dataclasses.replace(spec, launched_by="", parent_ids={}, is_partial=False)
+    spec = dataclasses.replace(spec, launched_by="", trace={}, parent_ids={}, is_partial=False)
     text = (DATA / f"spec_v1_{name}.json").read_text()
     assert TaskSpec.from_text(text) == spec
     if name != "pickled":
@@ -76,7 +77,7 @@ def test_specs_of_version_1_are_read(name, spec):
 def test_a_queue_message_of_version_1_is_read():
     message = base64.b64decode((DATA / "task_call_v1.pickle.b64").read_text())
     call = pickle.loads(message)
-    first = dataclasses.replace(FULL, launched_by="")
+    first = dataclasses.replace(FULL, launched_by="", trace={})
     assert call == TaskCall("task-1", first.for_worker().to_text(), "shop.tasks.add")
     assert str(call) == "shop.tasks.add"
 

@@ -1,0 +1,55 @@
+"""Spans for OpenTelemetry, from launch to worker. Needs ``pip install "powercrud-dashboard[opentelemetry]"``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from powercrud_dashboard.engine import tracing
+
+__all__ = ["instrument"]
+
+
+def instrument() -> None:
+    """Trace the launches and the attempts of tasks. Call it in each process, as in the ``ready()`` of an app."""
+    tracing.use(_Spans())
+
+
+class _Spans:
+    """One span for each launch, and one for each attempt, whose parent is that of the launch."""
+
+    def __init__(self) -> None:
+        self._tracer = trace.get_tracer("powercrud_dashboard")
+
+    @contextmanager
+    def launching(self, func: str) -> Iterator[Mapping[str, str]]:
+        carrier: dict[str, str] = {}
+        with self._tracer.start_as_current_span(f"launch {func}", kind=SpanKind.PRODUCER, attributes=_of(func)):
+            propagate.inject(carrier)
+            yield carrier
+
+    @contextmanager
+    def running(self, func: str, task_name: str, attempt: int, trace: Mapping[str, str]) -> Iterator[None]:
+        attributes = {**_of(func), "messaging.message.id": task_name, "pcrud.attempt": attempt}
+        with self._tracer.start_as_current_span(
+            f"run {func}",
+            context=propagate.extract(trace),
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield
+            except Exception as error:
+                # Cancelled, paused and handed back is not failed: those are no Exception.
+                span.record_exception(error)
+                span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+                raise
+
+
+def _of(func: str) -> dict[str, str | int]:
+    return {"messaging.system": "django-q2", "code.function.name": func}

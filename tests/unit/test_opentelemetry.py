@@ -1,0 +1,96 @@
+"""Spans from the launch to the worker."""
+
+from __future__ import annotations
+
+import pytest
+from django.utils import timezone
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from powercrud_dashboard.contrib.opentelemetry import instrument
+from powercrud_dashboard.engine import tracing
+from powercrud_dashboard.models import ActiveTask
+from tests.testapp import tasks
+from tests.workers import run_queue
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SEEN = f"{__name__}.seen_trace"
+ADD = "tests.testapp.tasks.add"
+exporter = InMemorySpanExporter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provider():
+    # It can be set once in a process.
+    made = TracerProvider()
+    made.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(made)
+
+
+@pytest.fixture(autouse=True)
+def instrumented():
+    instrument()
+    exporter.clear()
+    yield
+    tracing.use(None)
+
+
+def spans() -> dict:
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def seen_trace() -> int:
+    return trace.get_current_span().get_span_context().trace_id % 10**9
+
+
+def test_a_trace_goes_on_in_the_worker(manager, record_of):
+    with trace.get_tracer("project").start_as_current_span("click"):
+        name = manager.launch_async_task(seen_trace)
+    run_queue()
+    click, launch, run = (spans()[key] for key in ("click", f"launch {SEEN}", f"run {SEEN}"))
+    assert launch.parent.span_id == click.context.span_id
+    assert run.parent.span_id == launch.context.span_id
+    assert run.context.trace_id == click.context.trace_id
+    assert (launch.kind, run.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
+    assert run.attributes["messaging.message.id"] == name
+    assert run.attributes["pcrud.attempt"] == 1
+    # The function's own spans are in it.
+    assert record_of(name).result == click.context.trace_id % 10**9
+
+
+def test_a_failure_is_one_of_the_span(manager):
+    manager.launch_async_task(tasks.fail)
+    run_queue()
+    run = spans()["run tests.testapp.tasks.fail"]
+    assert run.status.status_code == StatusCode.ERROR
+    assert [event.name for event in run.events] == ["exception"]
+
+
+def test_each_attempt_is_a_span_of_the_same_trace(manager):
+    manager.launch_async_task(tasks.fail_until, 2, retry=1)
+    run_queue()
+    ActiveTask.objects.update(next_run_at=timezone.now())
+    manager.send_due_tasks()
+    run_queue()
+    runs = [span for span in exporter.get_finished_spans() if span.name.startswith("run ")]
+    assert [run.attributes["pcrud.attempt"] for run in runs] == [1, 2]
+    assert len({run.context.trace_id for run in runs}) == 1
+
+
+def test_without_it_nothing_is_done(manager):
+    tracing.use(None)
+    manager.launch_async_task(tasks.add, 1)
+    run_queue()
+    assert spans() == {}
+
+
+def test_a_task_of_a_process_that_does_not_trace_begins_a_trace(manager):
+    tracing.use(None)
+    manager.launch_async_task(tasks.add, 1)
+    instrument()
+    run_queue()
+    assert spans()[f"run {ADD}"].parent is None
