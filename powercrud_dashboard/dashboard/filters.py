@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 from django_filters.fields import RangeField
 from django_filters.widgets import DateRangeWidget
 
@@ -158,7 +159,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         label=_("Ran longer than (seconds)"), method="filter_duration", min_value=0, max_value=MAX_SECONDS
     )
     resolution = django_filters.ChoiceFilter(
-        label=_("Failures"),
+        label=pgettext_lazy("of tasks", "Failures"),
         method="filter_text",
         choices=[*Resolution.choices, (ALL_FAILURES, _("All failures"))],
         empty_label=_("open ones, where failed tasks are listed"),

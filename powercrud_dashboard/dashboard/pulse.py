@@ -12,7 +12,7 @@ from typing import Any
 from django.db.models import DurationField, Exists, OuterRef, Subquery, Value
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext, pgettext
 
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CAP, CappedCount, Count
@@ -105,7 +105,7 @@ class Pulse:
         if self.unserved_queue:
             return "bad", _("No worker runs for the queue %(queue)s") % {"queue": self.unserved_queue}
         if not self.waiting.number:
-            return ("ok", _("Keeping up")) if self.busy else ("quiet", _("Idle"))
+            return ("ok", _("Keeping up")) if self.busy else ("quiet", pgettext("the workers", "Idle"))
         if self.busy < self.workers and (self.oldest_wait or timedelta()) < SOON:
             return "ok", _("Keeping up")
         if self.run_time is None:

@@ -21,6 +21,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views import View
 from django.views.generic.base import ContextMixin, TemplateResponseMixin
 from django_htmx.http import HttpResponseClientRedirect
@@ -180,7 +181,7 @@ class DashboardView(AccessMixin, ContextMixin, View):
         """Return the navigation: the pages that the user may view."""
         pages = [
             PageLink(_("Tasks"), self.url("changelist"), self.page_name == "changelist"),
-            PageLink(_("Failures"), self.url("failures"), self.page_name == "failures"),
+            PageLink(pgettext("of tasks", "Failures"), self.url("failures"), self.page_name == "failures"),
         ]
         if access.has_permission(self.request.user, "view_taskrecord"):
             pages.append(PageLink(_("Insights"), self.url("insights"), self.page_name == "insights"))

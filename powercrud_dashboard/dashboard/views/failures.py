@@ -15,7 +15,7 @@ from django.db.models.functions import Coalesce
 from django.http import QueryDict
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, pgettext
 
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES, WINDOWS
@@ -173,7 +173,7 @@ class FailuresView(RefreshingPageView):
             if TaskStatus.FAILED in action.statuses and summary.resolution in action.resolutions
         ]
         return super().get_context_data(
-            title=_("Failures"),
+            title=pgettext("of tasks", "Failures"),
             summary=summary,
             resolutions=[
                 (value, label, value == summary.resolution)
