@@ -39,6 +39,8 @@ def table(*rows: tuple[str, ...]) -> str:
 def as_markdown(text: str) -> str:
     """Return a text of the code: with code in single backticks, and links where it names a page."""
     text = re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split()))
+    # A name of several parts that differ.
+    text = text.replace("….…", "…")
     return re.sub(r"docs/([a-z-]+\.md(?:#[a-z0-9-]+)?)", _link, text)
 
 
@@ -112,14 +114,15 @@ def checks_page() -> str:
             for check_id, text, hint in _Checks(path, ast.parse(source)).messages():
                 found.setdefault(check_id, dict.fromkeys([(text, hint)])).update(dict.fromkeys([(text, hint)]))
     rows = [
-        (f"`powercrud_dashboard.{check_id}`", as_markdown(text), as_markdown(hint))
+        (f"`{check_id}`", as_markdown(text), as_markdown(hint))
         for check_id in sorted(found)
         for text, hint in found[check_id]
     ]
     return f"""# System checks
 
-`manage.py check` reports what is wrong with the settings. An id with an E is an error, one with a W a warning. "…"
-stands for what differs. Silence a warning with Django's `SILENCED_SYSTEM_CHECKS`.
+`manage.py check` reports what is wrong with the settings. Ids begin with `powercrud_dashboard.`. One with an E is an
+error, one with a W a warning. "…" stands for what differs. Silence a warning with Django's `SILENCED_SYSTEM_CHECKS`:
+`["powercrud_dashboard.W005"]`.
 
 `W008` reads the database, so that only `manage.py check --database default` and `manage.py migrate` report it.
 
