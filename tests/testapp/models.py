@@ -4,6 +4,9 @@ import uuid
 
 from django.db import models
 
+# As a project's models do that launch tasks: not all models are there yet.
+import powercrud_dashboard.schedules  # noqa: F401
+
 
 class Project(models.Model):
     name = models.CharField(max_length=100)
