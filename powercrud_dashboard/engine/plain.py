@@ -343,22 +343,31 @@ def give_up(names: Iterable[str]) -> int:
 
 #: Seconds that a queued task stays recorded as such before it is looked for.
 QUEUED_AT_LEAST = 5 * 60
-#: Seconds of what a cluster's monitor process may not have written when it was killed.
-MISSED_AT_MOST = 60
+#: Seconds before its last heartbeat of which a killed worker may not have written the ends of its tasks.
+UNWRITTEN = 30
+#: Seconds within which the others have written theirs.
+WRITTEN_WITHIN = 5
 CAUGHT_UP_AT_MOST = 1_000
 
 
-def catch_up() -> int:
-    """Record what this cluster's last monitor process may have missed; return how many ends there were.
+def catch_up(known: set[str]) -> set[str]:
+    """Record what workers of this cluster have not written that were killed, from django-q2's rows.
 
-    Where nothing was recorded of the cluster before, there is nothing to catch up with.
+    Args:
+        known: the identities of those for which that was done already.
+
+    Returns:
+        The identities of those that are silent now.
     """
-    here = TaskRecord.objects.filter(source=Source.DJANGO_Q, cluster=observe.this_queue())
-    newest = here.filter(finished_at__isnull=False).order_by("-finished_at").values_list("finished_at", flat=True)
-    if (last := newest.first()) is None:
-        return 0
-    since = max(last - timedelta(seconds=MISSED_AT_MOST), timezone.now() - timedelta(days=1))
-    return _record_rows(observe.ended_since(since, CAUGHT_UP_AT_MOST))
+    of_cluster = WorkerProcess.objects.filter(cluster=queue.current_cluster())
+    silent = of_cluster.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT) | of_cluster.exclude(lost_at=None)
+    beats = dict(silent.values_list("identity", "heartbeat_at"))
+    if new := [beat for identity, beat in beats.items() if identity not in known]:
+        # What has just ended is written by its own worker, which knows more of it.
+        until = timezone.now() - timedelta(seconds=WRITTEN_WITHIN)
+        ended = observe.ended_since(min(new) - timedelta(seconds=UNWRITTEN), CAUGHT_UP_AT_MOST)
+        _record_rows([row for row in ended if row["stopped"] < until])
+    return set(beats)
 
 
 def _record_rows(rows: Sequence[Message]) -> int:

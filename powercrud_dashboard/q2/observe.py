@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django_q.brokers import Broker, get_broker
@@ -123,7 +124,7 @@ def prepare(func: str, args: Any, kwargs: Any, *, name: str, group: str, cluster
     return str(task_id), launch.send
 
 
-def ended_since(moment: Any, at_most: int) -> list[Message]:
+def ended_since(moment: datetime, at_most: int) -> list[Message]:
     """Return django-q2's rows of tasks of this cluster that ended after this moment, the newest first."""
     rows = Task.objects.filter(stopped__gt=moment, cluster=queue.current_cluster()).order_by("-stopped")[:at_most]
     return [_as_message(row) for row in rows]

@@ -1,8 +1,8 @@
 """Observes the tasks of plain django-q2 in the processes of a cluster. What fails here never touches a task.
 
-A worker notes in memory when it begins a task, and tells that with the result. The monitor process gets the result of
-each task of its cluster; there a thread writes them, many at once. The pusher gets each message; there a thread looks
-for those that wait. So a short task costs little, and a launch nothing.
+A worker notes in memory when it begins and ends a task; a thread of it writes the ends, many at once. The pusher gets
+each message of its cluster; there a thread looks for those that wait, and for lost workers. So a short task costs
+little, and a launch nothing. The monitor process is left alone, as on most clusters it has the most to do.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from powercrud_dashboard.engine import plain
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.q2 import observe
 from powercrud_dashboard.worker import messages
-from powercrud_dashboard.worker.messages import STOP
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a task runs before it is recorded as running.
 RUNS_LONG = 1.0
-#: Seconds between two writes of what has ended.
-WRITE_INTERVAL = 0.5
+#: Seconds between two writes of what has ended, and without any after which the connection is closed.
+WRITE_INTERVAL = 1.0
+IDLE_BEFORE_CLOSE = 10.0
 #: Ends that are kept while they can't be written. More are dropped; the failed ones last.
 KEPT_AT_MOST = 20_000
 #: Seconds between two looks into the queue, and how long a message waits before it is recorded.
@@ -53,13 +53,53 @@ FLOWING = 50
 #: Seconds between two looks for lost workers, and between two updates of the statistics of what is only counted.
 LOST_INTERVAL = 10.0
 COUNT_INTERVAL = 5.0
-#: Seconds that the end of the monitor process waits until all is written.
+#: Seconds that the end of a worker process waits until all is written.
 ENDS_WITHIN = 10.0
 
 
 #: Seconds between two looks whether somebody has cancelled the task, and between two tries to stop it.
 CANCEL_INTERVAL = 1.0
 STOP_AGAIN_AFTER = 10.0
+
+
+class _Writer:
+    """A thread that does what is due, one after the other."""
+
+    def __init__(self, *duties: tuple[float, Callable[[], object]]) -> None:
+        """Begin. Each duty is called after so many seconds again and again, and once more at the end."""
+        self._duties = duties
+        self._stop = threading.Event()
+        self._has_warned = False
+        self._thread = threading.Thread(target=self._run, name="powercrud-dashboard-observe", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Do all once more and end; return when that is done, or has taken too long."""
+        self._stop.set()
+        self._thread.join(ENDS_WITHIN)
+
+    def _run(self) -> None:
+        due = [time.monotonic() + interval for interval, _do in self._duties]
+        while not self._stop.wait(max(0.0, min(due) - time.monotonic())):
+            for number, (interval, do) in enumerate(self._duties):
+                if time.monotonic() >= due[number]:
+                    self._do(do)
+                    due[number] = time.monotonic() + interval
+        for _interval, do in self._duties:
+            self._do(do)
+        connections.close_all()
+
+    def _do(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception:
+            # The database may be away or locked; the next round tries again.
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            self._has_warned = True
+            logger.log(level, "The tasks of plain django-q2 can't be recorded now", exc_info=True)
+            connections.close_all()
+        else:
+            self._has_warned = False
 
 
 # In a worker
@@ -70,14 +110,6 @@ class PlainTaskCancelled(TimeoutException):  # type: ignore[misc]  # django-q2 h
 
     Its worker process ends after it and is replaced, as after a time limit.
     """
-
-
-class _Told(dict[str, Any]):
-    """The result of a task on its way to the monitor, with what django-q2 does not tell."""
-
-    started_at: datetime
-    pid: int
-    timeout: Any
 
 
 class _Running:
@@ -97,7 +129,12 @@ class _Running:
 class _WorkerSide:
     def __init__(self, results: Any) -> None:
         self._put = results.put
+        self._host = socket.gethostname()
         self._running: _Running | None = None
+        self._ends: deque[Run] = deque()
+        self._only_counted: list[Run] = []
+        self._last_written = time.monotonic()
+        self._writer: _Writer | None = None
         if hasattr(signal, "SIGURG"):
             signal.signal(signal.SIGURG, self._stop)
 
@@ -108,10 +145,47 @@ class _WorkerSide:
         """Take the place of ``put`` of django-q2's queue of results."""
         running, self._running = self._running, None
         if running is not None and running.message is result:
-            told = _Told(result)
-            told.started_at, told.pid, told.timeout = running.started_at, os.getpid(), running.timeout
-            result = told
+            try:
+                self._note(running)
+            except Exception:
+                logger.warning("The end of a task could not be observed", exc_info=True)
         self._put(result)
+
+    def _note(self, running: _Running) -> None:
+        # A copy, as the message no longer has its time limit.
+        message = {**running.message, "timeout": running.timeout}
+        run = Run(message, running.started_at, self._host, os.getpid())
+        if plain.is_only_counted(run):
+            self._only_counted.append(run)
+        elif len(self._ends) < KEPT_AT_MOST or not message["success"]:
+            self._ends.append(run)
+        if self._writer is None:
+            self._writer = _Writer((WRITE_INTERVAL, self._write), (COUNT_INTERVAL, self._count))
+
+    def finish(self) -> None:
+        """Write what is left; called at the end of the worker process."""
+        if self._writer is not None:
+            self._writer.finish()
+
+    def _write(self) -> None:
+        if self._ends:
+            self._last_written = time.monotonic()
+        elif time.monotonic() - self._last_written > IDLE_BEFORE_CLOSE:
+            connections.close_all()
+        while self._ends:
+            part = list(islice(self._ends, plain.WRITTEN_AT_ONCE))
+            plain.record_ends(part)
+            for _run in part:
+                self._ends.popleft()
+
+    def _count(self) -> None:
+        if self._only_counted:
+            runs, self._only_counted = self._only_counted, []
+            try:
+                plain.count_ends(runs)
+            except Exception:
+                self._only_counted = [*runs, *self._only_counted]
+                raise
 
     def look(self) -> None:
         """Record the task if it runs for long, and stop it if it was cancelled; called by the heartbeat thread."""
@@ -155,7 +229,7 @@ _worker_side: _WorkerSide | None = None
 
 
 def watch_worker(results: Any) -> None:
-    """Tell the monitor through django-q2's queue of results when this worker has begun its tasks."""
+    """Record the tasks that this worker runs, whose results it puts into django-q2's queue."""
     global _worker_side
     if app_settings.DASHBOARD_TRACK == "all":
         _worker_side = _WorkerSide(results)
@@ -171,6 +245,12 @@ def look() -> None:
     except Exception:
         # The next look tries again.
         logger.debug("A running task can't be recorded now", exc_info=True)
+
+
+def finish() -> None:
+    """Write what this worker has still to write; called at its end."""
+    if _worker_side is not None:
+        _worker_side.finish()
 
 
 def _forget_the_parents_task() -> None:
@@ -225,47 +305,7 @@ def connect() -> None:
     post_execute_in_worker.connect(_note_synchronous_end, dispatch_uid="powercrud_dashboard.observe")
 
 
-# In the pusher and the monitor of a cluster
-
-
-class _Writer:
-    """A thread that does what is due, one after the other."""
-
-    def __init__(self, *duties: tuple[float, Callable[[], object]]) -> None:
-        """Begin. Each duty is called after so many seconds again and again, and once more at the end."""
-        self._duties = duties
-        self._stop = threading.Event()
-        self._has_warned = False
-        self._thread = threading.Thread(target=self._run, name="powercrud-dashboard-observe", daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Do all once more and end; return when that is done, or has taken too long."""
-        self._stop.set()
-        self._thread.join(ENDS_WITHIN)
-
-    def _run(self) -> None:
-        due = [time.monotonic() + interval for interval, _do in self._duties]
-        while not self._stop.wait(max(0.0, min(due) - time.monotonic())):
-            for number, (interval, do) in enumerate(self._duties):
-                if time.monotonic() >= due[number]:
-                    self._do(do)
-                    due[number] = time.monotonic() + interval
-        for _interval, do in self._duties:
-            self._do(do)
-        connections.close_all()
-
-    def _do(self, do: Callable[[], object]) -> None:
-        try:
-            do()
-        except Exception:
-            # The database may be away or locked; the next round tries again.
-            level = logging.DEBUG if self._has_warned else logging.WARNING
-            self._has_warned = True
-            logger.log(level, "The tasks of plain django-q2 can't be recorded now", exc_info=True)
-            connections.close_all()
-        else:
-            self._has_warned = False
+# In the pusher of a cluster
 
 
 class _PusherSide:
@@ -276,15 +316,21 @@ class _PusherSide:
         #: Messages that were taken since the last look, with the time.
         self._taken: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LOOKED_AT)
         self._count = 0
-        self._writer: _Writer | None = None
+        self._seem_lost: set[str] = set()
+        self._caught_up: set[str] = set()
+        _Writer((LOOK_INTERVAL, self._look), (LOST_INTERVAL, self._find_lost))
 
     def put(self, message: dict[str, Any]) -> None:
         """Take the place of ``put`` of django-q2's queue of messages."""
-        if self._writer is None:
-            self._writer = _Writer((LOOK_INTERVAL, self._look))
         self._count += 1
         self._taken.append((time.monotonic(), dict(message)))
         self._put(message)
+
+    def _find_lost(self) -> None:
+        before, self._seem_lost = self._seem_lost, plain.seem_lost()
+        plain.give_up(before & self._seem_lost)
+        self._caught_up = plain.catch_up(self._caught_up)
+        connections.close_all()
 
     def _look(self) -> None:
         count, self._count = self._count, 0
@@ -301,79 +347,7 @@ class _PusherSide:
         connections.close_all()
 
 
-class _MonitorSide:
-    """Takes each result that django-q2's monitor gets, and has them written."""
-
-    def __init__(self, results: Any) -> None:
-        self._get = results.get
-        self._host = socket.gethostname()
-        self._ends: deque[Run] = deque()
-        self._only_counted: list[Run] = []
-        self._writer: _Writer | None = None
-        self._has_caught_up = False
-        self._seem_lost: set[str] = set()
-
-    def get(self) -> Any:
-        """Take the place of ``get`` of django-q2's queue of results."""
-        if self._writer is None:
-            duties = ((WRITE_INTERVAL, self._write), (COUNT_INTERVAL, self._count), (LOST_INTERVAL, self._find_lost))
-            self._writer = _Writer(*duties)
-        result = self._get()
-        if result == STOP:
-            self._writer.finish()
-            return result
-        try:
-            self._note(result)
-        except Exception:
-            logger.warning("The end of a task could not be observed", exc_info=True)
-        return dict(result) if isinstance(result, _Told) else result
-
-    def _note(self, result: dict[str, Any]) -> None:
-        if not plain.is_observed(result):
-            return
-        # A copy, as django-q2 changes its own when it collects the results of an iteration.
-        run = Run(dict(result))
-        if isinstance(result, _Told):
-            message = {**result, "timeout": result.timeout}
-            run = Run(message, result.started_at, self._host, result.pid)
-        if plain.is_only_counted(run):
-            self._only_counted.append(run)
-        elif len(self._ends) < KEPT_AT_MOST or not result["success"]:
-            self._ends.append(run)
-
-    def _write(self) -> None:
-        if not self._has_caught_up:
-            plain.catch_up()
-            self._has_caught_up = True
-        if not self._ends:
-            connections.close_all()
-        while self._ends:
-            part = list(islice(self._ends, plain.WRITTEN_AT_ONCE))
-            plain.record_ends(part)
-            for _run in part:
-                self._ends.popleft()
-
-    def _count(self) -> None:
-        if self._only_counted:
-            runs, self._only_counted = self._only_counted, []
-            try:
-                plain.count_ends(runs)
-            except Exception:
-                self._only_counted = [*runs, *self._only_counted]
-                raise
-
-    def _find_lost(self) -> None:
-        before, self._seem_lost = self._seem_lost, plain.seem_lost()
-        plain.give_up(before & self._seem_lost)
-
-
 def watch_pusher(taken: Any) -> None:
     """Record the tasks that wait for this cluster. This process is its pusher, which takes them from the broker."""
     if app_settings.DASHBOARD_TRACK == "all":
         taken.put = _PusherSide(taken).put
-
-
-def watch_monitor(results: Any) -> None:
-    """Record the tasks whose results this process, a cluster's monitor, gets."""
-    if app_settings.DASHBOARD_TRACK == "all":
-        results.get = _MonitorSide(results).get

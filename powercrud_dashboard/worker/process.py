@@ -35,6 +35,7 @@ def _set_up_worker(process: BaseProcess) -> None:
 
 
 def _leave() -> None:
+    observe.finish()
     try:
         processes.this_process().unregister()
     except Exception:
@@ -99,17 +100,12 @@ def _set_up_pusher(process: BaseProcess) -> None:
     observe.watch_pusher(_arguments(process)[0])
 
 
-def _set_up_monitor(process: BaseProcess) -> None:
-    _set_up_helper(process)
-    observe.watch_monitor(_arguments(process)[0])
-
-
 #: By the dotted path of what django-q2 has the process run.
 _SET_UP = {
     "django_q.cluster.Sentinel": _set_up_sentinel,
     "django_q.worker.worker": _set_up_worker,
     "django_q.pusher.pusher": _set_up_pusher,
-    "django_q.monitor.monitor": _set_up_monitor,
+    "django_q.monitor.monitor": _set_up_helper,
 }
 
 
