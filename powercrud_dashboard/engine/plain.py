@@ -127,12 +127,12 @@ def count_ends(runs: Iterable[Run]) -> None:
 
 
 def _end(run: Run) -> statistics.End:
-    message = run.message
-    func, cluster = clean_text(observe.path_of(message), SHORT), observe.queue_of(message)
-    times = (message["started"], run.started_at, message["stopped"])
-    ran = message["stopped"] - run.started_at if run.started_at else timedelta()
-    row = (func, cluster, TaskStatus.SUCCESS, *times, ran, 1, run.host, release.current(), None)
-    return statistics.End.of(row)
+    message, started_at = run.message, run.started_at
+    ran = message["stopped"] - started_at if started_at else timedelta()
+    times = (message["started"], started_at, message["stopped"], ran, started_at)
+    func = clean_text(observe.path_of(message), SHORT)
+    where = (run.host, release.current(), None)
+    return statistics.End.of((func, observe.queue_of(message), TaskStatus.SUCCESS, *times, *where))
 
 
 def _facts(message: Message) -> dict[str, Any]:
