@@ -143,6 +143,8 @@ def test_bare_words_are_found(template):
         ("de", "/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
         ("es", LIST, ["Tareas en segundo plano", "Con fallo", "Más filtros", "Siguiente en la cola"]),
         ("es", f"{LIST}cluster/", ["Procesos worker", "No hay programaciones."]),
+        ("fr", LIST, ["Tâches en arrière-plan", "En échec", "Plus de filtres", "Prochaine de la file d’attente"]),
+        ("fr", f"{LIST}cluster/", ["Processus workers", "Il n’y a pas de planification."]),
     ],
 )
 def test_the_pages_are_translated(client_of, superuser, manager, language, address, words):
@@ -158,6 +160,22 @@ def test_the_pages_are_translated(client_of, superuser, manager, language, addre
 def test_spanish_has_three_forms_of_a_number(count, said):
     with translation.override("es"):
         assert translation.ngettext("%(count)s task", "%(count)s tasks", count) % {"count": count} == said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 tâche"), (1, "1 tâche"), (2, "2 tâches")])
+def test_none_is_singular_in_french(count, said):
+    with translation.override("fr"):
+        assert translation.ngettext("%(count)s task", "%(count)s tasks", count) % {"count": count} == said
+
+
+@pytest.mark.django_db
+def test_words_that_apps_before_this_one_translate_otherwise(client_of, superuser, settings):
+    """Without the catalogues in LOCALE_PATHS, as in a project, those of django-q2 come first."""
+    settings.LOCALE_PATHS = []
+    with translation.override("fr"):
+        page = client_of(superuser).get(f"{LIST}failures/").content.decode()
+    assert "<h1>Échecs</h1>" in page
+    assert "Défaillances" not in page
 
 
 @pytest.mark.django_db
@@ -208,6 +226,9 @@ def test_buttons_for_all_tasks_of_a_cause_speak_german(client_of, superuser, man
         ("es", "candado"),
         ("es", "planificaci"),
         ("es", "ejecutor"),
+        ("fr", "ouvrier"),
+        ("fr", "battement"),
+        ("fr", "réessai "),
     ],
 )
 def test_a_catalogue_has_one_word_for_a_thing(language, other):
