@@ -17,7 +17,7 @@ from django_q.brokers import get_broker
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard.engine import pauses, smoke, statistics
-from powercrud_dashboard.models import ActiveTask, TaskNotice, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import ActiveTask, TaskNotice, TaskRecord, TaskStatistics, WorkerProcess
 from tests.workers import claimed_elsewhere, deliver
 
 pytestmark = pytest.mark.django_db
@@ -167,8 +167,9 @@ def test_nothing_can_be_tested_where_tasks_run_in_the_caller(boss, at_once):
 def test_a_test_is_no_work(started, manager, settings):
     name = started()
     manager.cancel_task(name)
-    statistics.count_ended()
     assert statistics.uncounted(10) == ([], False)
+    statistics.count_ended()
+    assert not TaskStatistics.objects.exists()
     assert not TaskNotice.objects.exists()
     manager.cleanup_completed_tasks()
     assert TaskRecord.objects.filter(task_name=name).exists()
