@@ -66,6 +66,7 @@ ACCESS = {
     "retry_objects": Row(("post",), needs=("retry_taskrecord",), about=("failed",)),
     "raw": Row(("get",), about=("ended",)),
     "log": Row(("get",), about=("ended",)),
+    "suggestions": Row(("get",)),
     "refresh": Row(("post",)),
     "tray": Row(("get",)),
     "seen": Row(("post",)),
