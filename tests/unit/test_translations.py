@@ -140,6 +140,7 @@ def test_bare_words_are_found(template):
         ),
         ("de", f"{LIST}locks/", ["Es gibt keine Sperren.", "Gehalten von"]),
         ("de", f"{LIST}cluster/", ["Warteschlangen", "Es gibt keine Zeitpläne."]),
+        ("de", f"{LIST}alerts/", ["Offene Alarme", "Es gibt keine offenen Alarme."]),
         ("de", "/admin/", ["In den letzten 24 Stunden fehlgeschlagen"]),
         ("es", LIST, ["Tareas en segundo plano", "Con fallo", "Más filtros", "Siguiente en la cola"]),
         ("es", f"{LIST}cluster/", ["Procesos worker", "No hay programaciones."]),
