@@ -6,6 +6,7 @@ import threading
 import uuid
 from datetime import timedelta
 
+from django.db.models import F
 from django.utils import timezone
 
 from powercrud_dashboard.engine import alerts
@@ -29,10 +30,19 @@ def is_quiet() -> bool:
     return not any(thread.name.startswith("powercrud-dashboard-alert") for thread in threading.enumerate())
 
 
-def evaluate() -> None:
-    """Evaluate as if half a minute had passed."""
-    AlertEvaluation.objects.all().delete()
-    assert alerts.evaluate()
+def later(seconds: float = 30) -> None:
+    """Let so much time pass until the next evaluation."""
+    earlier = timedelta(seconds=seconds)
+    AlertEvaluation.objects.update(
+        due_at=timezone.now() - timedelta(seconds=1), without_workers_since=F("without_workers_since") - earlier
+    )
+
+
+def evaluate(*, times: int = 2) -> None:
+    """Evaluate so often, each time half a minute after the last."""
+    for _time in range(times):
+        later()
+        assert alerts.evaluate()
 
 
 def worker(pid: int, *, started: float = 3_600, silent: float = 0, cluster: str | None = None) -> WorkerProcess:

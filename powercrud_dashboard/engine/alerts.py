@@ -21,7 +21,7 @@ from django.utils import timezone
 from powercrud_dashboard.engine import alert_messages
 from powercrud_dashboard.engine.alert_rules import Limits, Rules
 from powercrud_dashboard.engine.launch import runs_in_caller
-from powercrud_dashboard.engine.vitals import Workers, waiting_by_queue
+from powercrud_dashboard.engine.vitals import Waiting, Workers, waiting_by_queue
 from powercrud_dashboard.models import (
     Alert,
     AlertEvaluation,
@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds of waiting for SQLite's write lock after which no worker is judged: its heartbeat may have waited as well.
 WAITED = 0.5
+
+
+#: How long no worker may run after all have said that they stop.
+DEPLOY_MAY_TAKE = timedelta(seconds=25)
 
 
 @dataclass(frozen=True)
@@ -194,13 +198,27 @@ def _of_queues(rules: Rules) -> Iterator[Problem]:
     if runs_in_caller():
         return
     if rules.limits(AlertKind.NO_WORKERS) is not None:
-        # With some workers alive, a queue that has none is missed as soon as a task waits there.
-        without = set(waiting) - workers.queues if workers.alive else {""}
-        # If all are lost, that is one alert.
-        lost = () if workers.alive else tuple(workers.gone)
-        yield from (Problem(AlertKind.NO_WORKERS, name, workers=lost) for name in without)
+        yield from _without_workers(waiting, workers)
     if rules.limits(AlertKind.WORKERS_LOST) is not None:
         yield from _lost_workers(workers)
+
+
+def _without_workers(waiting: dict[str, Waiting], workers: Workers) -> Iterator[Problem]:
+    """Nothing runs, or tasks have waited for a while in a queue for which nothing does.
+
+    A deploy stops all workers, which say so, and starts others after a few seconds: that is no alert.
+    """
+    kind = AlertKind.NO_WORKERS
+    if workers.alive:
+        AlertEvaluation.objects.with_workers()
+        missed = (name for name in set(waiting) - workers.queues if waiting[name].oldest_wait >= DEPLOY_MAY_TAKE)
+        yield from (Problem(kind, name) for name in missed)
+        return
+    absent_for = AlertEvaluation.objects.without_workers()
+    has_begun = absent_for is not None and absent_for >= DEPLOY_MAY_TAKE
+    if has_begun or not all(worker.is_loss_told for worker in workers.gone):
+        # If all are lost, that is one alert.
+        yield Problem(kind, "", workers=tuple(workers.gone))
 
 
 def _lost_workers(workers: Workers) -> Iterator[Problem]:

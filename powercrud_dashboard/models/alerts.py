@@ -193,6 +193,17 @@ class AlertEvaluationManager(PrimaryManager["AlertEvaluation"]):
         """Return whether some process is to evaluate now, in a query that waits for nobody."""
         return not self.filter(pk=1).exclude(_is_due()).exists()
 
+    def without_workers(self) -> timedelta | None:
+        """Note that no worker lives. Return how long ago that was noted first; None if it was not."""
+        if self.filter(pk=1, without_workers_since=None).update(without_workers_since=Now()):
+            return None
+        row: Any = self.filter(pk=1).annotate(read_at=Now()).first()
+        return row.read_at - row.without_workers_since if row and row.without_workers_since else None
+
+    def with_workers(self) -> None:
+        """Note that a worker lives."""
+        self.filter(pk=1, without_workers_since__isnull=False).update(without_workers_since=None)
+
     def claim(self) -> bool:
         """Return whether this process is to evaluate now. For the next seconds no other is."""
         next_time = Now() + timedelta(seconds=EVALUATED_EVERY)
@@ -210,6 +221,8 @@ class AlertEvaluation(models.Model):
     """When the alerts are evaluated again, by whichever process asks first. There is one row."""
 
     due_at = models.DateTimeField(_("due at"))
+    #: Since when no worker lives, as far as evaluations have seen; empty if one did at the last.
+    without_workers_since = models.DateTimeField(_("without workers since"), null=True, blank=True)
 
     objects = AlertEvaluationManager()
 

@@ -67,7 +67,6 @@ def test_of_two_processes_that_are_due_one_evaluates(is_first):
     with meanwhile(lambda: seen.append(alerts.evaluate()), after="SELECT"):
         seen.append(alerts.evaluate())
     assert seen == [True, False]
-    assert open_alerts() == [("no_workers", "")]
 
 
 def test_of_two_evaluations_at_the_same_time_one_opens_the_alert(with_alerts):
@@ -90,7 +89,7 @@ def test_an_evaluation_costs_few_queries_whatever_the_history(with_alerts):
             alerts.evaluate()
         # Whether it is time, and the turn; then the queues, the workers, the failures, the schedules, the open alerts.
         kinds = [sql.partition(" ")[0] for sql in (query["sql"] for query in captured) if "set_config" not in sql]
-        assert (kinds.count("SELECT"), kinds.count("UPDATE"), kinds.count("INSERT")) == (6, 1, 0)
+        assert (kinds.count("SELECT"), kinds.count("UPDATE"), kinds.count("INSERT")) == (6, 2, 0)
 
 
 # Workers
@@ -104,6 +103,27 @@ def test_without_any_worker_there_is_one_alert_until_one_comes():
     worker(1)
     evaluate()
     assert (open_alerts(), past_alerts()) == ([], [("no_workers", "")])
+
+
+def test_a_deploy_is_no_alert():
+    worker(1)
+    evaluate()
+    WorkerProcess.objects.all().delete()  # they have said so
+    evaluate(times=1)
+    assert open_alerts() == []
+    worker(2, started=1)
+    evaluate(times=1)
+    WorkerProcess.objects.all().delete()
+    evaluate(times=1)
+    assert open_alerts() == []
+    evaluate(times=1)
+    assert open_alerts() == [("no_workers", "")]
+
+
+def test_workers_that_have_not_said_so_are_missed_at_once():
+    worker(1, silent=LONG)
+    evaluate(times=1)
+    assert open_alerts() == [("no_workers", "")]
 
 
 def test_if_all_workers_die_that_is_one_alert_that_ends_with_the_first_who_comes_back():
@@ -140,6 +160,9 @@ def test_a_queue_without_a_worker_is_an_alert_when_a_task_waits_there(manager):
     worker(1)
     manager.launch_async_task(tasks.add, 1, cluster="reports")
     evaluate()
+    assert open_alerts() == []  # its worker may be about to start
+    ActiveTask.objects.update(queued_at=timezone.now() - timedelta(seconds=40))
+    evaluate()
     assert open_alerts() == [("no_workers", "reports")]
     assert text_of(one_alert()) == "No worker runs for the queue reports"
 
@@ -164,7 +187,7 @@ def test_each_death_is_an_alert_also_if_the_cluster_has_replaced_the_worker_at_o
     worker(1)
     worker(2, started=3_600, silent=3 * LONG)
     worker(3, started=2 * LONG)
-    evaluate()
+    evaluate(times=1)
     assert open_alerts() == [("workers_lost", "web1 2")]
     evaluate()
     assert (open_alerts(), past_alerts()) == ([], [("workers_lost", "web1 2")])
@@ -403,7 +426,7 @@ def test_what_can_not_be_judged_stays_as_it_is(alive):
     evaluate()
     assert open_alerts() == [("missed_schedule", "a")]
     WorkerProcess.objects.all().delete()
-    with database_refuses('SELECT "django_q_schedule"', 1):
+    with database_refuses('SELECT "django_q_schedule"', 2):
         evaluate()
     assert open_alerts() == [("missed_schedule", "a"), ("no_workers", "")]
 
@@ -411,6 +434,7 @@ def test_what_can_not_be_judged_stays_as_it_is(alive):
 def test_the_cleanup_evaluates_and_forgets_what_ended_long_ago():
     old = Alert.objects.create(kind="oldest_wait", subject="a", resolved_at=timezone.now() - timedelta(days=91))
     Alert.objects.create(kind="oldest_wait", subject="b", resolved_at=timezone.now() - timedelta(days=89))
+    worker(1, silent=LONG)
     Cleanup(dry_run=True).run()
     assert open_alerts() == []
     call_command("pcrud_cleanup_async")

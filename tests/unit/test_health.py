@@ -164,6 +164,7 @@ def test_it_takes_three_queries_whatever_the_size_of_the_history(django_assert_n
 def test_it_evaluates_the_alerts_if_nobody_else_does(with_token):
     alerting.told.clear()
     with_token(DASHBOARD_ALERTS={"call": "tests.alerting.tell"})
+    worker(1, silent=60)
     health(503)
     assert open_alerts() == []
     AlertEvaluation.objects.update(due_at=timezone.now() - timedelta(seconds=1))

@@ -137,6 +137,8 @@ def test_no_number_gets_less():
     assert TaskRecord.objects.change(lost.task_name, RecordChange.succeeded(started_at=lost.started_at))
     statistics.count_ended()
     assert finished("completed") == 6
+    # Its time is counted once.
+    assert metrics()["pcrud_task_run_seconds_count", "app.work", QUEUE] == 6
     # The rows of the figures are deleted after a year, and the records long before.
     TaskStatistics.objects.all().delete()
     TaskRecord.objects.all().delete()
