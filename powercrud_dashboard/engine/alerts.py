@@ -56,10 +56,8 @@ class Problem:
     #: The lost workers that it is about.
     workers: tuple[WorkerProcess, ...] = ()
 
-    @property
-    def may_open(self) -> bool:
-        """Whether it opens an alert, or keeps one open only: each loss of a worker is told once."""
-        return self.kind != AlertKind.WORKERS_LOST or not all(worker.is_loss_told for worker in self.workers)
+    #: Whether it opens an alert; else it keeps one open only.
+    may_open: bool = True
 
     def tell_losses(self) -> bool:
         """Note that the losses of these workers are told. Return whether some were not."""
@@ -215,10 +213,10 @@ def _without_workers(waiting: dict[str, Waiting], workers: Workers) -> Iterator[
         yield from (Problem(kind, name) for name in missed)
         return
     absent_for = AlertEvaluation.objects.without_workers()
-    has_begun = absent_for is not None and absent_for >= DEPLOY_MAY_TAKE
-    if has_begun or not all(worker.is_loss_told for worker in workers.gone):
-        # If all are lost, that is one alert.
-        yield Problem(kind, "", workers=tuple(workers.gone))
+    is_lasting = absent_for is not None and absent_for >= DEPLOY_MAY_TAKE
+    is_loss = not all(worker.is_loss_told for worker in workers.gone)
+    # If all are lost, that is one alert.
+    yield Problem(kind, "", workers=tuple(workers.gone), may_open=is_lasting or is_loss)
 
 
 def _lost_workers(workers: Workers) -> Iterator[Problem]:
@@ -227,7 +225,9 @@ def _lost_workers(workers: Workers) -> Iterator[Problem]:
         # Without any worker alive it is not one that is lost.
         if worker.pk in missing if worker.is_loss_told else workers.alive:
             details = {"host": worker.host, "pid": worker.pid, "queue": worker.cluster, "identity": worker.pk}
-            yield Problem(AlertKind.WORKERS_LOST, f"{worker.host} {worker.pid}", details, (worker,))
+            # Each loss is told once.
+            may_open = not worker.is_loss_told
+            yield Problem(AlertKind.WORKERS_LOST, f"{worker.host} {worker.pid}", details, (worker,), may_open)
 
 
 def _of_failures(rules: Rules) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from powercrud_dashboard.engine.alert_messages import text_of
 from powercrud_dashboard.engine.cleanup import Cleanup
 from powercrud_dashboard.models import ActiveTask, Alert, AlertEvaluation, TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import queue
-from tests.alerting import ended, evaluate, open_alerts, past_alerts, worker
+from tests.alerting import ended, evaluate, later, open_alerts, past_alerts, worker
 from tests.testapp import tasks
 from tests.workers import database_refuses, meanwhile, run_queue
 
@@ -124,6 +124,10 @@ def test_workers_that_have_not_said_so_are_missed_at_once():
     worker(1, silent=LONG)
     evaluate(times=1)
     assert open_alerts() == [("no_workers", "")]
+    # It is one alert, however soon it is evaluated again.
+    later(0)
+    assert alerts.evaluate()
+    assert (open_alerts(), past_alerts()) == ([("no_workers", "")], [])
 
 
 def test_if_all_workers_die_that_is_one_alert_that_ends_with_the_first_who_comes_back():
