@@ -7,6 +7,9 @@ from django.core.checks import run_checks
 
 from powercrud_dashboard.engine.alert_rules import Rules
 
+# Checks of models ask the database what it can do.
+pytestmark = pytest.mark.django_db
+
 ID = "powercrud_dashboard.E014"
 HOOK = {"url": "https://example.com/", "secret": "s"}
 

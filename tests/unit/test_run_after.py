@@ -99,7 +99,7 @@ def test_the_time_before_it_is_no_time_in_the_queue(manager, record_of):
     record.finished_at = record.started_at + timedelta(seconds=1)
     record.attempts = 1
     record.save()
-    row = type(record).objects.values_list(*statistics.END_COLUMNS).get()
+    row = type(record).objects.values_list(*statistics.end_columns()).get()
     assert End.of(row).wait == 2_000
     assert record.waiting_time == timedelta(seconds=2)
 
