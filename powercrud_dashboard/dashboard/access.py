@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.utils.crypto import constant_time_compare
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, Resolution, Source, TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractUser, AnonymousUser
@@ -32,11 +32,17 @@ NEED_A_MANAGER = frozenset({"retry_taskrecord", "cancel_taskrecord", "pause_task
 ALSO_FOR_PLAIN = frozenset({"retry_taskrecord", "cancel_taskrecord"})
 
 
+def sources_for(codename: str) -> list[str] | None:
+    """Return the sources of the tasks to which this can be done; None for all."""
+    if codename not in NEED_A_MANAGER:
+        return None
+    return ["", Source.DJANGO_Q.value] if codename in ALSO_FOR_PLAIN else [""]
+
+
 def is_only_observed(record: TaskRecord, codename: str) -> bool:
     """Return whether this can't be done to the task, whoever wants it, as it is only observed."""
-    if not record.is_observed or codename not in NEED_A_MANAGER:
-        return False
-    return not (record.is_plain and codename in ALSO_FOR_PLAIN)
+    sources = sources_for(codename)
+    return sources is not None and record.source not in sources
 
 
 def manages_own_tasks(user: User, codename: str) -> bool:

@@ -357,8 +357,8 @@ def applicable(listing: Listing, action: BulkAction, user: User) -> Iterator[Tas
             if not access.has_permission(user, action.permission):
                 is_own = access.manages_own_tasks(user, action.permission)
                 records = records.filter(user=user.pk) if is_own else records.none()
-            if action.permission in access.NEED_A_MANAGER:
-                records = records.own()
+            if (sources := access.sources_for(action.permission)) is not None:
+                records = records.filter(source__in=sources)
             yield action.applicable(records, listing)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from contextlib import contextmanager
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.messages import get_messages
+from django.core.management import call_command
 from django.db import connection
 from django.urls import reverse
 from django.utils import timezone
@@ -205,6 +207,42 @@ def test_the_task_page_offers_what_can_be_done(boss, failure):
     waiting = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[queued().pk])).content.decode()
     assert "/cancel/" in waiting
     assert "/pause/" not in waiting
+
+
+def retried_by(boss, **chosen: Any) -> int:
+    """Retry these on the pages; return how many were."""
+    before = TaskRecord.objects.count()
+    bulk = reverse("admin:powercrud_dashboard_taskrecord_bulk")
+    boss.post(bulk, {"action": "retry", "confirmed": "yes", **chosen})
+    return TaskRecord.objects.count() - before
+
+
+def test_many_are_retried_as_one_is(boss):
+    runs = [ended(FAIL, success=False) for _number in range(3)]
+    plain.record_ends(runs)
+    failures = boss.get(reverse("admin:powercrud_dashboard_taskrecord_failures")).content.decode()
+    assert 'value="retry"' in failures
+    first = TaskRecord.objects.get(task_name=runs[0].message["id"])
+    assert retried_by(boss, selected=[first.pk]) == 1
+    assert retried_by(boss, all="1", filter="status=failed&function=tests.testapp.tasks.fail") == 2
+    assert len(observe.waiting(10)) == 3
+
+
+def test_the_command_line_retries_them(failure):
+    out = StringIO()
+    call_command("pcrud", "retry", "--status", "failed", "--function", FAIL, "--yes", stdout=out)
+    assert "1 task retried, 0 refused" in out.getvalue()
+    assert len(observe.waiting(10)) == 1
+
+
+def test_what_can_not_be_launched_again_is_refused_with_the_reason(boss):
+    plain.record_ends([ended(FAIL, lambda: None, success=False)])
+    bulk = reverse("admin:powercrud_dashboard_taskrecord_bulk")
+    answer = boss.post(
+        bulk, {"action": "retry", "all": "1", "filter": "status=failed", "confirmed": "yes"}, follow=True
+    )
+    assert "1 task was not changed" in answer.text
+    assert TaskRecord.objects.count() == 1
 
 
 # What is lost, and what is deleted

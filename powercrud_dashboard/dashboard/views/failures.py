@@ -56,8 +56,8 @@ class FailureGroup:
     count: int
     #: How many of them a retry is queued or running for.
     retried: int
-    #: Whether some of them are a manager's, and not only observed.
-    has_own: bool
+    #: Whether some of them can be retried, and were not only observed.
+    is_retryable: bool
     #: When such a failure was seen first, however long ago.
     first: datetime
     #: When the last of these tasks ended.
@@ -99,7 +99,7 @@ class FailureSummary:
                 a_class=Max("exception_class"),
                 count=models.Count("pk"),
                 retried=models.Count("pk", filter=Q(chain__in=under_way) | Q(pk__in=under_way)),
-                own=models.Count("pk", filter=Q(source="")),
+                retryable=models.Count("pk", filter=Q(source__in=access.sources_for("retry_taskrecord"))),
                 last=Max("finished_at"),
                 newest_pk=Max("pk"),
             )
@@ -113,7 +113,7 @@ class FailureSummary:
                 pattern=row["error_pattern"],
                 count=row["count"],
                 retried=row["retried"],
-                has_own=row["own"] > 0,
+                is_retryable=row["retryable"] > 0,
                 first=first[row["newest_pk"]],
                 last=row["last"],
                 newest_pk=row["newest_pk"],
@@ -202,8 +202,7 @@ class FailuresView(RefreshingPageView):
         """Return what makes the row of a group. URLs that rows have in common are looked up once."""
         now, list_url, task_url = database_now(), self.list_url(), self.url("change", ANY_KEY)
         parameters = self.request.GET.copy()
-        # What a manager is needed for can't be done if all of them were only observed.
-        for_observed = [action for action in actions if action.permission not in access.NEED_A_MANAGER]
+        without_retry = [action for action in actions if action.name != "retry"]
 
         def row(group: FailureGroup) -> FailureRow:
             parameters["function"] = group.func
@@ -216,7 +215,7 @@ class FailuresView(RefreshingPageView):
                 first=Moment.of(group.first, now),
                 last=Moment.of(group.last, now),
                 newest_url=task_url.replace(str(ANY_KEY), str(group.newest_pk)),
-                actions=actions if group.has_own else for_observed,
+                actions=actions if group.is_retryable else without_retry,
             )
 
         return row
