@@ -26,7 +26,6 @@ from django.db import connections
 from django.utils import timezone
 from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker, pre_execute
-from django_q.worker import worker
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.engine import plain
@@ -218,6 +217,9 @@ class _WorkerSide:
 def _is_in_function(frame: FrameType | None) -> bool:
     """Return whether django-q2's worker is in the function of its task, and not before or after it."""
     called: FrameType | None = None
+    # Only here, where it is loaded already: it starts Django in the middle of a child process that loads it first.
+    from django_q.worker import worker
+
     while frame is not None and frame.f_code is not worker.__code__:
         called, frame = frame, frame.f_back
     if frame is None or called is None:

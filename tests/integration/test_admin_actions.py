@@ -66,7 +66,7 @@ def test_a_group_runs_on_many_workers(cluster, boss, make_projects):
     assert Project.objects.filter(archived=True).count() == 8
     page = boss.get(f"{TASKS}groups/{records[0].group}/")
     assert page.context["group"].percent == 100
-    assert "hx-trigger" not in page.content.decode()
+    assert "data-pcrud-refresh" not in page.text
 
 
 def test_a_large_selection_is_resolved_in_the_worker(cluster, boss, make_projects):
