@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +19,8 @@ from powercrud_dashboard.models import ActiveTask, Source, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import impatient_transaction
 from powercrud_dashboard.q2.messages import Message, MessageQueue
+
+logger = logging.getLogger(__name__)
 
 #: How much earlier than all others a task counts as queued that is moved before them.
 EARLIER = timedelta(milliseconds=1)
@@ -44,6 +48,17 @@ def active_tasks_of(messages: list[Message]) -> dict[str, ActiveTask]:
     return {key: active for key, active in found.items() if active is not None}
 
 
+def run_by_workers(messages: Iterable[Message]) -> set[str]:
+    """Return the keys of those messages whose tasks, of plain django-q2, are recorded as running.
+
+    A broker takes a message that is run for longer than ``Q_CLUSTER["retry"]`` for one that waits.
+    """
+    ids = {message.key: message.task_id for message in messages if message.task_id}
+    running = TaskRecord.objects.running().filter(source=Source.DJANGO_Q, task_name__in=set(ids.values()))
+    names = set(running.values_list("task_name", flat=True))
+    return {key for key, task_id in ids.items() if task_id in names}
+
+
 def is_awaited(message: Message, active: ActiveTask) -> bool:
     """Return whether this message is the one by which the task is to start."""
     is_ready = active.state == ActiveTaskState.PENDING and active.next_run_at is None and not active.held_by
@@ -63,8 +78,12 @@ def delete(queue: MessageQueue, message: Message, actor: Any, owner_of: OwnerOf)
         return not is_running and _delete_plain(queue, message, actor)
     if not lifecycle.end_from_outside(owner_of(active), active, "cancel", actor=actor):
         return False
-    # Brokers without receipts still have it.
-    queue.delete(message)
+    try:
+        # Brokers without receipts still have it.
+        queue.delete(message)
+    except Exception:
+        # A worker that gets it runs nothing.
+        logger.warning("The message of the cancelled task %s stays in the queue", active.task_name, exc_info=True)
     return True
 
 
@@ -72,7 +91,7 @@ def _delete_plain(queue: MessageQueue, message: Message, actor: Any) -> bool:
     """Delete a message of no manager's task; if its task is observed, that is recorded as cancelled."""
     recorder = registry.recorder_for(None)
     with impatient_transaction():
-        if not queue.delete(message):
+        if run_by_workers([message]) or not queue.delete(message):
             return False
         observed = TaskRecord.objects.unfinished().filter(task_name=message.task_id, source=Source.DJANGO_Q)
         if recorder is not None and observed.exists():
@@ -89,7 +108,7 @@ def run_next(queue: MessageQueue, message: Message, actor: Any, owner_of: OwnerO
     """
     active = active_tasks_of([message]).get(message.key)
     if active is None and not task_name_of(message):
-        return queue.move_to_front(message) is not None
+        return not run_by_workers([message]) and queue.move_to_front(message) is not None
     if active is None or not is_awaited(message, active):
         raise MessageNotMovable(_("its task does not wait for it"))
     with impatient_transaction():

@@ -124,9 +124,10 @@ def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event])
 def record_ended(tasks: Iterable[EndedTask]) -> int:
     """Write how tasks of plain django-q2 have ended, some of them in each transaction.
 
-    A task without a record gets one. One that is recorded as queued or running, or as lost, ends. One that is recorded
-    as failed and that django-q2 has run again since gets its newer end. Everything else is known already, so that the
-    same tasks can be given again. Tasks of managers are left out: those whose django-q2 name is that of their record.
+    A task without a record gets one. One that is recorded as queued or running, as lost, or as cancelled in the queue,
+    ends. One that is recorded as failed and that django-q2 has run again since gets its newer end. All else is known
+    already, so that the same tasks can be given again. Tasks of managers are left out: those whose django-q2 name is
+    that of their record.
 
     Returns:
         How many ends were written. 0 where no history is kept.
@@ -232,10 +233,13 @@ def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
 
 def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
     """Write the end of a task that has a record. Return whether it was not known yet."""
-    is_inferred = TaskRecord.objects.inferred_failures().filter(pk=record.pk)
+    is_inferred = TaskRecord.objects.inferred_ends().filter(pk=record.pk)
     if not record.is_finished or is_inferred.exists():
         started_at = task.started_at or record.started_at
         events = [_end_of(task, started_at)]
+        if events[0][0] == "cancel" and record.is_finished:
+            # Whoever has cancelled it was right.
+            return False
         if started_at is not None and record.attempts < task.attempts:
             events.insert(0, ("start", _start_of(task, started_at)))
         recorder.record_lifecycle_events(record.task_name, events)

@@ -155,9 +155,14 @@ class TaskRecordQuerySet(ChainQuerySet["TaskRecord"]):
         # The second condition is that of a partial index, which SQLite uses only if the query repeats it.
         return self.filter(group=TEST_GROUP).exclude(group="")
 
-    def inferred_failures(self) -> TaskRecordQuerySet:
-        """Failed records of tasks that were given up; their workers may still report how they really ended."""
-        return self.filter(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP)
+    def inferred_ends(self) -> TaskRecordQuerySet:
+        """Records of tasks that were given up; their workers may still report how they really ended.
+
+        So it is with tasks of plain django-q2 that were cancelled before a worker began them: a cluster may have had
+        their messages in hand.
+        """
+        unstarted = Q(status=TaskStatus.CANCELLED, source=Source.DJANGO_Q, started_at=None)
+        return self.filter(Q(status=TaskStatus.FAILED, failure_reason__in=GIVEN_UP) | unstarted)
 
 
 _TaskRecordBase = PrimaryManager.from_queryset(TaskRecordQuerySet)
@@ -475,7 +480,7 @@ _ADD_RECORD = PreparedSave(TaskRecord)
 
 
 def _without_reported_end() -> TaskRecordQuerySet:
-    open_ended = TaskRecord.objects.unfinished() | TaskRecord.objects.inferred_failures()
+    open_ended = TaskRecord.objects.unfinished() | TaskRecord.objects.inferred_ends()
     return open_ended.filter(task_name=Slot("task_name"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from django_q.utils import get_func_repr
 from powercrud_dashboard.exceptions import MessageNotMovable
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.q2.queue import LISTED_AT_MOST, broker_database, cluster_settings
-from powercrud_dashboard.text import SHORT, clean_text, error_summary
+from powercrud_dashboard.text import SHORT, clean_text, error_summary, storable
 
 #: On PostgreSQL, how long the other messages are kept back so that one is delivered before them. Clusters ask for
 #: messages several times a second.
@@ -90,7 +91,7 @@ class Message:
     @property
     def func(self) -> str:
         """The text by which django-q2 shows the function."""
-        return clean_text(get_func_repr(self.call), SHORT) if self._read[0] else ""
+        return clean_text(text_of(self.call), SHORT) if self._read[0] else ""
 
     @property
     def group(self) -> str:
@@ -101,6 +102,15 @@ class Message:
         moment = self._read[0].get("started")
         is_time = isinstance(moment, datetime) and timezone.is_aware(moment) == settings.USE_TZ
         return moment if is_time else None
+
+
+def text_of(call: Any) -> str:
+    """Return the text by which django-q2 shows what is called: a dotted path, as far as there is one."""
+    try:
+        return str(get_func_repr(call))
+    except Exception:
+        # An object of somebody's own, which is shown by its text.
+        return f"{type(call).__module__}.{type(call).__qualname__}"
 
 
 def _digest(payload: str | bytes) -> str:
@@ -148,8 +158,8 @@ class _OrmQueue(MessageQueue):
         self._rows: QuerySet[OrmQ] = OrmQ.objects.using(self._alias).filter(key=name)
 
     def slice(self, start: int, stop: int) -> list[Message]:
-        now = timezone.now()
-        return [_of_row(row, now) for row in self._rows.order_by("pk")[start:stop]]
+        free_until = self._free_until()
+        return [_of_row(row, free_until) for row in self._rows.order_by("pk")[start:stop]]
 
     def find(self, key: str) -> Message | None:
         pk, __, digest = key.partition(".")
@@ -157,25 +167,37 @@ class _OrmQueue(MessageQueue):
             row = self._rows.filter(pk=int(pk)).first()
         except (ValueError, OverflowError):
             return None
-        return _of_row(row, timezone.now()) if row is not None and _digest(row.payload) == digest else None
+        if row is None or _digest(row.payload) != digest:
+            # Somebody may have moved it to the front meanwhile.
+            moved = self._rows.filter(pk__lt=0).order_by("pk")
+            row = next((row for row in moved[:LISTED_AT_MOST] if _digest(row.payload) == digest), None)
+        return None if row is None else _of_row(row, self._free_until())
 
     def of_task(self, task_name: str, receipt: str) -> Message | None:
         row = self._rows.filter(pk=receipt).first() if receipt else None
-        return _of_row(row, timezone.now()) if row is not None else None
+        return None if row is None else _of_row(row, self._free_until())
 
     def delete(self, message: Message) -> bool:
         return bool(self._untaken(message)._raw_delete(self._alias))
 
     def move_to_front(self, message: Message) -> str | None:
-        if connections[self._alias].vendor == "sqlite":
+        if self._is_on_sqlite:
             return self._rekeyed(message)
         return self._others_kept_back(message)
 
     def _untaken(self, message: Message) -> QuerySet[OrmQ]:
         """The row of the message, as long as no cluster has it."""
-        # SQLite gives a key that was moved to the front again after it was deleted.
-        free = Q(lock__lte=timezone.now()) | Q(lock=None)
+        free = Q(lock__lte=self._free_until()) | Q(lock=None)
         return self._rows.filter(free, pk=message.receipt, payload=message.payload)
+
+    @property
+    def _is_on_sqlite(self) -> bool:
+        return connections[self._alias].vendor == "sqlite"
+
+    def _free_until(self) -> datetime:
+        """Return the latest time of a lock with which a message waits: those that are kept back for a moment do."""
+        now = timezone.now()
+        return now if self._is_on_sqlite else now + STEP_BACK
 
     def _rekeyed(self, message: Message) -> str | None:
         """Give the message the smallest key: SQLite returns rows in the order of their keys."""
@@ -183,8 +205,9 @@ class _OrmQueue(MessageQueue):
             raise MessageNotMovable(_("the queue is in another database than the tasks, which know its keys"))
         for _try in range(TRIES):
             smallest = OrmQ.objects.using(self._alias).aggregate(smallest=Min("pk"))["smallest"] or 0
-            # Never 0, which django-q2 takes for no key at all.
-            key = min(smallest, 0) - 1
+            # Below all others, and never one that was used before: a cluster acknowledges what it has taken by its key,
+            # whatever has become of the message.
+            key = min(smallest - 1, -time.time_ns())
             try:
                 with transaction.atomic(using=self._alias):
                     return str(key) if self._untaken(message).update(id=key) else None
@@ -195,22 +218,21 @@ class _OrmQueue(MessageQueue):
 
     def _others_kept_back(self, message: Message) -> str | None:
         """Keep the other messages back for a moment: other databases return rows in no certain order."""
-        now = timezone.now()
-        others = self._rows.filter(lock__lte=now).exclude(pk=message.receipt)
+        others = self._rows.filter(lock__lte=self._free_until()).exclude(pk=message.receipt)
         if others[STEP_BACK_AT_MOST:].exists():
             raise MessageNotMovable(_("too many other messages would have to be kept back"))
-        if not self._untaken(message).exists():
-            return None
         # A cluster that takes one at this moment has it locked.
         free = others.select_for_update(skip_locked=True).values("pk")
         with transaction.atomic(using=self._alias):
-            self._rows.filter(pk__in=free, lock__lte=now).update(lock=timezone.now() + STEP_BACK)
+            # It may be kept back itself, for the sake of another one.
+            if not self._untaken(message).update(lock=timezone.now()):
+                return None
+            others.filter(pk__in=free).update(lock=timezone.now() + STEP_BACK)
         return message.receipt
 
 
-def _of_row(row: OrmQ, now: datetime) -> Message:
-    # Those that are kept back for a moment wait nevertheless.
-    is_taken = row.lock is not None and row.lock > now + STEP_BACK
+def _of_row(row: OrmQ, free_until: datetime) -> Message:
+    is_taken = row.lock is not None and row.lock > free_until
     return Message(f"{row.pk}.{_digest(row.payload)}", row.payload, str(row.pk), is_taken)
 
 
@@ -266,10 +288,21 @@ def open_queue(name: str) -> MessageQueue | None:
 NAMED_QUEUES = 50
 
 
+def is_queue(name: str) -> bool:
+    """Return whether there is such a queue: it is in the settings, or the ORM broker has messages in it.
+
+    To ask some brokers for a queue is to create it.
+    """
+    if name in (str(Conf.CLUSTER_NAME), *cluster_settings()):
+        return True
+    alias = broker_database()
+    return bool(alias and name and storable(name) == name and OrmQ.objects.using(alias).filter(key=name).exists())
+
+
 def queue_names() -> list[str]:
     """Return the names of the queues: those in the settings, and of the ORM broker also others that hold messages."""
     names = dict.fromkeys((str(Conf.CLUSTER_NAME), *cluster_settings()))
     if alias := broker_database():
-        others = OrmQ.objects.using(alias).exclude(key__in=names).values_list("key", flat=True).distinct()
+        others = OrmQ.objects.using(alias).exclude(key__in=["", *names]).values_list("key", flat=True).distinct()
         names.update(dict.fromkeys(others.order_by("key")[:NAMED_QUEUES]))
     return list(names)

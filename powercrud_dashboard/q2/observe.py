@@ -9,11 +9,10 @@ from django_q.brokers import Broker, get_broker
 from django_q.humanhash import humanize
 from django_q.models import Task
 from django_q.tasks import async_task
-from django_q.utils import get_func_repr
 
 from powercrud_dashboard.q2 import queue
 from powercrud_dashboard.q2.messages import Message as QueuedMessage
-from powercrud_dashboard.q2.messages import MessageQueue, open_queue
+from powercrud_dashboard.q2.messages import MessageQueue, open_queue, text_of
 
 #: A message as django-q2's cluster knows it.
 Message = dict[str, Any]
@@ -37,7 +36,7 @@ def path_of(message: Message) -> str:
     func = message["func"]
     if not isinstance(func, str) and hasattr(func, "__qualname__") and not hasattr(func, "__self__"):
         return f"{func.__module__}.{func.__qualname__}"
-    return str(get_func_repr(func))
+    return text_of(func)
 
 
 def given_name(message: Message) -> str:

@@ -6,6 +6,7 @@ import html
 import re
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -13,12 +14,15 @@ from django.contrib.admin.models import LogEntry
 from django.core.signing import Signer
 from django.utils import timezone
 from django_q.brokers import get_broker
+from django_q.brokers.orm import ORM
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 
+from powercrud_dashboard.engine import observed
+from powercrud_dashboard.engine import plain as plain_tasks
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskRecord
-from powercrud_dashboard.q2 import messages
+from powercrud_dashboard.q2 import messages, observe
 from tests.testapp import tasks
 from tests.workers import claimed_elsewhere, meanwhile
 
@@ -147,6 +151,49 @@ def test_a_message_whose_arguments_can_not_be_loaded_harms_no_other(boss, plain)
     assert "Group: night" in page
 
 
+class Unprintable:
+    def __call__(self) -> None:
+        """Do nothing."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_callable_without_a_text_harms_no_other(boss, plain):
+    async_task(Unprintable())
+    page = shown(boss)
+    assert "tests.unit.test_queue_page.Unprintable" in page
+    assert "Group: night" in page
+    plain_tasks.record_queued(observe.waiting(10))
+    assert TaskRecord.objects.filter(func="tests.unit.test_queue_page.Unprintable").exists()
+
+
+def test_a_message_of_a_queue_without_a_name_is_no_error(boss, plain):
+    if not REDIS:
+        OrmQ.objects.create(key="", payload="x", lock=timezone.now())
+    assert "Group: night" in shown(boss, queue="")
+
+
+class CreatingBroker(ORM):
+    """Creates the queues that it is asked for, as that of SQS."""
+
+    asked_for: list[str] = []
+
+    def __init__(self, list_key: str) -> None:
+        self.asked_for.append(list_key)
+        super().__init__(list_key)
+
+
+@orm_only
+def test_looking_at_a_queue_does_not_create_it(boss, monkeypatch):
+    monkeypatch.setattr("django_q.conf.Conf.BROKER_CLASS", f"{__name__}.CreatingBroker")
+    assert "No message is in this queue." in shown(boss, queue="anything")
+    assert "not in the queue any more" in boss.post(f"{QUEUE}anything/1.x/delete/", follow=True).content.decode()
+    assert "anything" not in CreatingBroker.asked_for
+    shown(boss)
+    assert NAME in CreatingBroker.asked_for
+
+
 def test_a_message_of_django_q2_is_deleted_after_a_question(boss, superuser, plain):
     assert "No worker runs it if its message is deleted." in boss.get(url("delete")).content.decode()
     assert get_broker().queue_size() == 1
@@ -230,6 +277,71 @@ def test_a_message_that_is_taken_at_the_last_moment_stays(boss, plain):
     assert OrmQ.objects.count() == 1
 
 
+def _runs_long() -> dict[str, Any]:
+    """Let a worker run the plain task for longer than the broker waits for its end; return its message."""
+    ((__, payload),) = get_broker().dequeue()
+    task = SignedPackage.loads(payload)
+    plain_tasks.record_running(task, timezone.now())
+    if REDIS:
+        # As after a cluster that was stopped has handed it back.
+        get_broker().enqueue(payload)
+    OrmQ.objects.update(lock=timezone.now() - timedelta(seconds=1))
+    return task
+
+
+def test_the_message_of_a_plain_task_that_runs_stays(boss, plain):
+    delete, run_next = url("delete"), url("run-next")
+    _runs_long()
+    page = shown(boss)
+    assert "<span>Taken</span>" in page
+    assert "/delete/" not in page
+    for address in (delete, run_next):
+        assert "A cluster has taken the message meanwhile." in boss.post(address, follow=True).content.decode()
+    assert get_broker().queue_size() == 1
+    assert TaskRecord.objects.get().status == "in_progress"
+
+
+@pytest.mark.parametrize(("success", "result", "status"), [(True, 3, "success"), (False, "x : Traceback", "failed")])
+def test_a_cancelled_plain_task_that_has_run_is_recorded_as_what_it_was(boss, plain, success, result, status):
+    # A cluster has it in hand for so long that it seems to wait.
+    task = message().content
+    plain_tasks.record_queued([task])
+    act(boss, "delete")
+    record = TaskRecord.objects.get()
+    assert record.status == "cancelled"
+    ended = {**task, "success": success, "result": result, "stopped": timezone.now()}
+    run = plain_tasks.Run(ended, timezone.now() - timedelta(seconds=1), "host", 1)
+    assert plain_tasks.record_ends([run]) == 1
+    record.refresh_from_db()
+    assert (record.status, record.worker_host) == (status, "host")
+    assert plain_tasks.record_ends([run]) == 0
+
+
+def test_a_cancelled_plain_task_that_its_worker_has_stopped_stays_so(boss, plain):
+    task = message().content
+    plain_tasks.record_queued([task])
+    act(boss, "delete")
+    stopped = f"x : Traceback\n{observed.CANCELLED}: x"
+    run = plain_tasks.Run({**task, "success": False, "result": stopped, "stopped": timezone.now()})
+    events = TaskEvent.objects.count()
+    assert plain_tasks.record_ends([run]) == 0
+    assert (TaskRecord.objects.get().status, TaskEvent.objects.count()) == ("cancelled", events)
+
+
+@pytest.mark.skipif(not REDIS, reason="the ORM broker's message goes with the task")
+def test_a_task_is_cancelled_also_if_the_broker_keeps_its_message(boss, manager, monkeypatch):
+    name = manager.launch_async_task(tasks.add, 1, label="Re-price")
+    address = url("delete")
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no broker")
+
+    monkeypatch.setattr("redis.client.Redis.lrem", away)
+    assert "“Re-price” was cancelled." in boss.post(address, follow=True).content.decode()
+    assert get_broker().queue_size() == 1
+    assert TaskRecord.objects.get(task_name=name).status == "cancelled"
+
+
 def test_a_message_that_is_gone_is_said(boss, plain):
     address = url("delete")
     get_broker().purge_queue()
@@ -271,6 +383,34 @@ def test_several_are_moved_one_after_the_other(boss, manager):
     if not REDIS and OrmQ.objects.db == "default":
         receipts = set(ActiveTask.objects.values_list("queue_receipt", flat=True))
         assert receipts == {str(pk) for pk in OrmQ.objects.values_list("pk", flat=True)}
+
+
+def test_what_waits_can_be_changed_also_right_after_another_was_moved(boss, manager):
+    for number in range(3):
+        async_task("math.floor", number, task_name=f"floor {number}")
+    name = manager.launch_async_task(tasks.add, 1)
+    positions = {message(number).name: number for number in range(4)}
+    addresses = {(key, what): url(what, positions[key]) for key in positions for what in ("run-next", "delete")}
+    for key in ("floor 0", "floor 1", name):
+        assert "is the next that" in boss.post(addresses[key, "run-next"], follow=True).content.decode()
+    # Found also at the address from before it was moved.
+    assert "was deleted" in boss.post(addresses["floor 0", "delete"], follow=True).content.decode()
+    assert "was deleted" in boss.post(addresses["floor 2", "delete"], follow=True).content.decode()
+    assert "was cancelled" in boss.post(addresses[name, "delete"], follow=True).content.decode()
+    assert [left.name for left in messages.open_queue(NAME).slice(0, 50)] == ["floor 1"]
+
+
+@orm_only
+def test_a_late_acknowledgement_harms_no_other_message(boss, manager):
+    name = manager.launch_async_task(tasks.add, 1)
+    act(boss, "run-next")
+    broker = get_broker()
+    ((receipt, __),) = broker.dequeue()
+    manager.cancel_task(name)
+    async_task("math.floor", 1, task_name="precious")
+    act(boss, "run-next")
+    broker.acknowledge(receipt)
+    assert message().name == "precious"
 
 
 def test_permissions_are_asked_for_each_message(client_of, make_user, manager, plain):

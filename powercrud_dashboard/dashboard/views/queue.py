@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -95,7 +95,7 @@ class QueueView(RefreshingPageView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         names = q2_messages.queue_names()
-        name = self.request.GET.get("queue", names[0])
+        name = self.request.GET.get("queue") or names[0]
         rows, problem = self._rows(name)
         size = app_settings.DASHBOARD_PAGE_SIZE
         return super().get_context_data(
@@ -116,6 +116,8 @@ class QueueView(RefreshingPageView):
         size = app_settings.DASHBOARD_PAGE_SIZE
         start = (self.number - 1) * size
         try:
+            if not q2_messages.is_queue(name):
+                return [], ""
             queue = q2_messages.open_queue(name)
             found = queue.slice(start, start + size + 1) if queue else []
         except Exception:
@@ -123,6 +125,8 @@ class QueueView(RefreshingPageView):
             return [], _("The broker can't be reached. Check that it is running, and its settings in Q_CLUSTER.")
         if queue is None:
             return [], _("The broker of this queue does not let anybody look into it. The ORM broker and Redis do.")
+        running = queued.run_by_workers(found)
+        found = [replace(message, is_taken=message.is_taken or message.key in running) for message in found]
         active = queued.active_tasks_of(found)
         names = [
             active[message.key].task_name if message.key in active else queued.record_name_of(message)
@@ -194,7 +198,7 @@ class _MessageActionView(DashboardView):
             PermissionDenied: if the user may not do this to it.
         """
         try:
-            opened = q2_messages.open_queue(queue)
+            opened = q2_messages.open_queue(queue) if q2_messages.is_queue(queue) else None
             message = opened.find(key) if opened else None
         except Exception:
             logger.warning("The queue %s can't be read", clean_text(queue, SHORT), exc_info=True)
