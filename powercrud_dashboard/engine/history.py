@@ -67,6 +67,7 @@ _KEPT_DETAILS = (
     "next_run_at",
     "postponed",
     "reason",
+    "receipt",
     "requeued",
     "run_after",
     "total",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.engine import history, registry, release, statistics
@@ -70,6 +70,8 @@ class PlainTask:
     options: Mapping[str, Any] = field(default_factory=dict)
     #: The project's release at the launch; None for the one that runs now.
     release: str | None = None
+    #: The ORM broker's key of the message that a worker has begun; "" if there is none.
+    receipt: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,33 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     by_manager = known.get(storable(task.name))
     if by_manager is not None and by_manager.source == "":
         return
+    attempt = 1
     if (record := known.get(name)) is None:
         _insert([new_record(name, task)], {name: task})
-    elif record.source != Source.DJANGO_Q:
+    elif record.source != Source.DJANGO_Q or not _is_earlier(record.started_at, started_at):
         return
-    recorder.record_lifecycle_events(name, [("start", {"attempt": 1, "timestamp": started_at, **where})])
+    else:
+        attempt += record.attempts
+        if record.status == TaskStatus.FAILED:
+            _queue_again(record)
+    start = {"attempt": attempt, "timestamp": started_at, "receipt": task.receipt or None, **where}
+    recorder.record_lifecycle_events(name, [("start", start)])
+
+
+def _is_earlier(known: datetime | None, told: datetime | None) -> bool:
+    """Return whether the start that is known is of an earlier attempt than the one that is told, if it is told."""
+    return told is not None and (known is None or known < told)
+
+
+def _queue_again(record: TaskRecord) -> None:
+    """Write, in the open transaction, that the broker has delivered a failed task again."""
+    failed = TaskRecord.objects.failed().filter(pk=record.pk)
+    if not failed.lock():
+        return
+    # The end counts, also if the task ends once more.
+    statistics.count_records([record.pk])
+    no_end: dict[str, Any] = {"finished_at": None, "run_time": timedelta(), "is_counted": False, "counted_as": None}
+    failed.update(**RecordChange.queued_again(**no_end).columns)
 
 
 def _write_part(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
@@ -233,15 +257,18 @@ def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
 
 def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
     """Write the end of a task that has a record. Return whether it was not known yet."""
+    is_later = record.started_at is not None and _is_earlier(record.started_at, task.started_at)
     is_inferred = TaskRecord.objects.inferred_ends().filter(pk=record.pk)
-    if not record.is_finished or is_inferred.exists():
+    is_corrected = not (is_later and record.status == TaskStatus.FAILED) and is_inferred.exists()
+    if not record.is_finished or is_corrected:
         started_at = task.started_at or record.started_at
         events = [_end_of(task, started_at)]
         if events[0][0] == "cancel" and record.is_finished:
             # Whoever has cancelled it was right.
             return False
-        if started_at is not None and record.attempts < task.attempts:
-            events.insert(0, ("start", _start_of(task, started_at)))
+        if started_at is not None and (is_later or record.attempts < task.attempts):
+            attempts = max(task.attempts, record.attempts + 1)
+            events.insert(0, ("start", _start_of(replace(task, attempts=attempts), started_at)))
         recorder.record_lifecycle_events(record.task_name, events)
         return True
     return _write_later_end(record, task)
@@ -249,13 +276,16 @@ def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
 
 def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
     """Write that django-q2 has run a failed task again, as its broker had kept the message."""
-    failed = TaskRecord.objects.failed().filter(pk=record.pk, finished_at__lt=task.stopped_at)
+    # Whoever has given an attempt up may have been slower than the next one.
+    is_newer = Q(finished_at__lt=task.stopped_at) | Q(started_at__lt=task.started_at or task.stopped_at)
+    failed = TaskRecord.objects.failed().filter(is_newer, pk=record.pk)
     if record.status != TaskStatus.FAILED or not failed.lock():
         return False
     # Both ends count.
     statistics.count_records([record.pk])
-    change = _change_of(task)
-    failed.update(**change.columns, attempts=F("attempts") + 1, started_at=task.started_at)
+    task = replace(task, attempts=record.attempts + 1)
+    columns = {**_change_of(task).columns, "counted_as": None, "started_at": task.started_at, **_place_of(task)}
+    failed.update(**columns, attempts=F("attempts") + 1)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in _lines(task)[1:]])
     return True
 
@@ -299,11 +329,13 @@ def _ended_record(name: str, task: EndedTask) -> TaskRecord:
     record = new_record(name, task)
     record.attempts = task.attempts
     record.started_at = task.started_at
-    record.worker_host = clean_text(task.worker_host, SHORT)
-    record.worker_pid = task.worker_pid
-    for column, value in _change_of(task).columns.items():
+    for column, value in {**_place_of(task), **_change_of(task).columns}.items():
         setattr(record, column, value)
     return record
+
+
+def _place_of(task: EndedTask) -> dict[str, Any]:
+    return {"worker_host": clean_text(task.worker_host, SHORT), "worker_pid": task.worker_pid}
 
 
 def _change_of(task: EndedTask) -> RecordChange:
@@ -323,8 +355,7 @@ def _end_of(task: EndedTask, started_at: datetime | None) -> Event:
 
 
 def _start_of(task: EndedTask, started_at: datetime) -> dict[str, Any]:
-    worker = {"worker_host": task.worker_host, "worker_pid": task.worker_pid}
-    return {"attempt": task.attempts, "timestamp": started_at, **worker}
+    return {"timestamp": started_at, **_start_details(task)}
 
 
 def _lines(task: PlainTask) -> list[dict[str, Any]]:
@@ -340,7 +371,8 @@ def _lines(task: PlainTask) -> list[dict[str, Any]]:
 
 
 def _start_details(task: EndedTask) -> dict[str, Any]:
-    details = {"attempt": task.attempts, "worker_host": task.worker_host, "worker_pid": task.worker_pid}
+    worker = {"worker_host": task.worker_host, "worker_pid": task.worker_pid}
+    details = {"attempt": task.attempts, **worker, "receipt": task.receipt}
     return {name: value for name, value in details.items() if value}
 
 

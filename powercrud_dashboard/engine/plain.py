@@ -28,7 +28,7 @@ from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
 from powercrud_dashboard.engine.observed import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
-from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable
+from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction, short_wait_on_sqlite
 from powercrud_dashboard.q2 import observe, queue
@@ -147,6 +147,7 @@ def _facts(message: Message) -> dict[str, Any]:
         "cluster": observe.queue_of(message),
         "label": observe.given_name(message),
         "options": observe.options_of(message),
+        "receipt": observe.receipt_of(message),
     }
 
 
@@ -235,6 +236,7 @@ def launch_again(spec: TaskSpec, original: str, user: Any, *, within: Within) ->
 
     Raises:
         UnimportableCallable: if a worker could not import its function.
+        TaskNotRetryable: if its broker has delivered the original again.
         EnqueueError: if the broker does not take the task. With a broker in another database or server it is raised
             at commit, and the record stays as failed.
         TaskBusy: if another session keeps the record locked in the database, and does not finish.
@@ -279,12 +281,28 @@ def launch_again(spec: TaskSpec, original: str, user: Any, *, within: Within) ->
     }
     is_in_transaction = queue.broker_database() == coordination_db()
     with impatient_transaction(), within(task_id):
+        _withdraw_failed(original)
         record("create", creation)
         if is_in_transaction:
             enqueue()
     if not is_in_transaction:
         transaction.on_commit(enqueue_later, using=coordination_db())
     return task_id
+
+
+def _withdraw_failed(task_name: str) -> None:
+    """Take the messages of the failed tries of a task out of the queue, whose broker may deliver them again.
+
+    Raises:
+        TaskNotRetryable: if that has happened, so that a retry would do the work twice.
+    """
+    record = TaskRecord.objects.only("pk", "chain").get(task_name=task_name)
+    for failed in TaskRecord.objects.chain_of(record).failed():
+        start = TaskEvent.objects.filter(record=failed, event="start").order_by("timestamp", "pk").last()
+        if start is None or not (receipt := start.payload.get("receipt")):
+            continue
+        if not observe.withdraw(failed.task_name, failed.cluster, receipt, start.timestamp):
+            raise TaskNotRetryable(task_name, _("the broker has delivered it again. Wait for its end."))
 
 
 # Those that are lost
@@ -335,6 +353,9 @@ def give_up(names: Iterable[str]) -> int:
     for name, started_at in running.values_list("task_name", "started_at"):
         lost = {**policy.failure_payload(FailureReason.WORKER_LOST), "started_at": started_at}
         with impatient_transaction():
+            # Its broker may have delivered it to another worker at this moment.
+            if not running.filter(task_name=name, started_at=started_at).lock():
+                continue
             recorder.record_lifecycle_events(name, [("fail", lost)])
         given_up += 1
         logger.warning("Task %s of plain django-q2 was given up: its worker is lost", name)

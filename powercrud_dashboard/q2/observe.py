@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from django.utils import timezone
 from django_q.brokers import Broker, get_broker
 from django_q.humanhash import humanize
-from django_q.models import Task
+from django_q.models import OrmQ, Task
 from django_q.tasks import async_task
 
 from powercrud_dashboard.q2 import queue
@@ -97,6 +98,37 @@ def acknowledge(message: Message) -> None:
     """Have the broker not deliver a message again that a worker has begun."""
     if message.get("ack_id"):
         get_broker().acknowledge(message["ack_id"])
+
+
+def receipt_of(message: Message) -> str:
+    """Return the ORM broker's key of a message that a cluster has taken; "" from other brokers."""
+    return str(message.get("ack_id") or "") if queue.broker_database() else ""
+
+
+def withdraw(task_id: str, cluster: str, receipt: str, began: datetime) -> bool:
+    """Take the message of a failed task out of the ORM broker's queue, which would deliver it again.
+
+    Args:
+        task_id: django-q2's id of the task.
+        cluster: its queue, as in records.
+        receipt: the broker's key of the message.
+        began: when the attempt began that has failed.
+
+    Returns:
+        False if the message was delivered again after that. True also if there is none any more.
+    """
+    if not (alias := queue.broker_database()):
+        return True
+    rows = OrmQ.objects.using(alias).filter(pk=receipt)
+    row = rows.first()
+    if row is None or QueuedMessage("", row.payload).task_id != task_id:
+        return True
+    # A cluster that takes it locks it for so long.
+    taken_until = began + timedelta(seconds=queue.redelivery_interval(cluster))
+    if row.lock is not None and row.lock > max(timezone.now(), taken_until):
+        return False
+    unchanged = rows.filter(payload=row.payload, lock=row.lock)
+    return bool(unchanged._raw_delete(alias))
 
 
 class _Launch:

@@ -376,6 +376,13 @@ def time_limit(cluster: str) -> int | None:
     return seconds if isinstance(seconds, int) and seconds > 0 else None
 
 
+def redelivery_interval(cluster: str) -> int:
+    """Return the seconds after which a broker delivers a message of this cluster again that nobody acknowledges."""
+    of_all = cluster_settings()
+    seconds = of_all.get(cluster or Conf.CLUSTER_NAME, of_all.get(Conf.PREFIX, {})).get("retry", Conf.RETRY)
+    return seconds if isinstance(seconds, int) else int(Conf.RETRY)
+
+
 #: Keys of Q_CLUSTER that choose a broker.
 BROKER_KEYS = ("orm", "redis", "django_redis", "sqs", "iron_mq", "mongo", "broker_class")
 

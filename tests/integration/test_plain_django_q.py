@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
-from django_q.models import Schedule, Task
+from django_q.models import OrmQ, Schedule, Task
 from django_q.scheduler import scheduler
 from django_q.tasks import AsyncTask, async_chain, async_iter, async_task, result
 
 from powercrud_dashboard.engine.spec import TaskSpec
 from powercrud_dashboard.models import TaskEvent, TaskRecord
 from powercrud_dashboard.q2 import observe
+from tests.conftest import REDIS
 from tests.services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
@@ -81,6 +82,18 @@ def test_a_long_task_waits_and_runs_and_its_lost_worker_is_found(cluster, record
     wait_until(lambda: all(has_status(task_id, "success") for task_id in ids[1:]), "the others end", 60)
     assert [line.event for line in TaskEvent.objects.all().of_task(ids[2])] == ["create", "start", "complete"]
     assert record_of(ids[2]).run_time.total_seconds() < 60
+    if REDIS:  # It delivers no message again.
+        return
+    __, message = observe.find(ids[0], "")
+    assert message is not None
+    # As if Q_CLUSTER["retry"] had passed.
+    OrmQ.objects.filter(pk=message.receipt).update(lock=timezone.now())
+    wait_until(lambda: has_status(ids[0], "in_progress"), "it runs again", 60)
+    again = record_of(ids[0])
+    assert (again.attempts, again.resolution) == (2, "")
+    assert again.started_at > lost.started_at
+    paths[0].touch()
+    wait_until(lambda: has_status(ids[0], "success"), "it ends", 60)
 
 
 def test_a_running_task_is_cancelled_and_the_cluster_goes_on(cluster, manager, record_of, tmp_path, until_started):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -22,7 +23,7 @@ from powercrud_dashboard.engine import plain, statistics
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.exceptions import TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, WorkerProcess
-from powercrud_dashboard.q2 import observe
+from powercrud_dashboard.q2 import observe, queue
 from tests.conftest import REDIS
 from tests.testapp import tasks
 from tests.workers import silence
@@ -57,7 +58,7 @@ def failure(record_of) -> TaskRecord:
     return record_of(run.message["id"])
 
 
-def queued() -> TaskRecord:
+def waiting_task() -> TaskRecord:
     task_id = async_task(ADD, 1, 2)
     assert plain.record_queued(observe.waiting(10)) == 1
     return TaskRecord.objects.get(task_name=task_id)
@@ -135,7 +136,7 @@ def test_an_error_of_the_observation_never_touches_the_task(settings, caplog):
 
 
 def test_a_queued_task_is_cancelled_by_taking_its_message_out(manager, record_of):
-    record = queued()
+    record = waiting_task()
     assert record.status == "pending"
     assert plain.record_queued(observe.waiting(10)) == 0
     assert manager.cancel_task(record.task_name, user="Anna")
@@ -146,7 +147,7 @@ def test_a_queued_task_is_cancelled_by_taking_its_message_out(manager, record_of
 
 @pytest.mark.skipif(REDIS, reason="a message that is taken is not in the list any more")
 def test_a_task_that_a_cluster_has_taken_is_not_cancelled(manager, record_of, boss):
-    record = queued()
+    record = waiting_task()
     OrmQ.objects.update(lock=timezone.now() + timedelta(minutes=1))
     with pytest.raises(TaskNotCancellable, match="a cluster has taken it"):
         manager.cancel_task(record.task_name)
@@ -195,7 +196,7 @@ def test_a_task_whose_function_is_gone_is_not_retried(manager, record_of):
 
 
 def test_a_plain_task_is_not_paused(manager):
-    record = queued()
+    record = waiting_task()
     assert not manager.pause_task(record.task_name)
     assert TaskRecord.objects.get().status == "pending"
 
@@ -204,7 +205,9 @@ def test_the_task_page_offers_what_can_be_done(boss, failure):
     page = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[failure.pk])).content.decode()
     assert "django-q2" in page
     assert reverse("admin:powercrud_dashboard_taskrecord_retry", args=[failure.pk]) in page
-    waiting = boss.get(reverse("admin:powercrud_dashboard_taskrecord_change", args=[queued().pk])).content.decode()
+    waiting = boss.get(
+        reverse("admin:powercrud_dashboard_taskrecord_change", args=[waiting_task().pk])
+    ).content.decode()
     assert "/cancel/" in waiting
     assert "/pause/" not in waiting
 
@@ -245,6 +248,101 @@ def test_what_can_not_be_launched_again_is_refused_with_the_reason(boss):
     assert TaskRecord.objects.count() == 1
 
 
+# What the broker delivers again
+
+
+def delivered(message: dict[str, Any], *, ago: timedelta) -> None:
+    """Let a cluster have taken the message so long ago: the broker delivers it again a minute after that."""
+    row = OrmQ.objects.get()
+    OrmQ.objects.update(lock=timezone.now() - ago + timedelta(seconds=queue.redelivery_interval("")))
+    message.update(ack_id=row.pk)
+
+
+@pytest.fixture
+def taken() -> dict[str, Any]:
+    """The message of a task that a cluster has taken ten seconds ago."""
+    async_task(FAIL, task_name="given")
+    (message,) = observe.waiting(10)
+    delivered(message, ago=timedelta(seconds=10))
+    return message
+
+
+def begun(message: dict[str, Any], *, ago: float) -> datetime:
+    moment = timezone.now() - timedelta(seconds=ago)
+    plain.record_running(message, moment)
+    return moment
+
+
+def failed(message: dict[str, Any], began: datetime) -> Run:
+    end = {"success": False, "result": "no : Traceback\nValueError: no", "stopped": timezone.now()}
+    return Run({**message, **end}, began, "web-1", 7)
+
+
+def test_a_lost_task_that_is_delivered_again_runs_again(record_of):
+    message = told(FAIL)
+    first = begun(message, ago=50)
+    TaskRecord.objects.update(worker_pid=1)
+    assert plain.give_up(plain.seem_lost()) == 1
+    assert record_of(message["id"]).resolution == "open"
+    second = begun(message, ago=5)
+    # Its worker tries again if it does not know whether that was written.
+    plain.record_running(message, second)
+    record = record_of(message["id"])
+    assert (record.status, record.attempts, record.started_at) == ("in_progress", 2, second)
+    assert (record.resolution, record.failure_reason, record.finished_at) == ("", "", None)
+    assert record.worker_pid == os.getpid()
+    plain.record_ends([failed(message, second)])
+    record = record_of(message["id"])
+    assert (record.status, record.attempts, record.resolution) == ("failed", 2, "open")
+    lines = ["create", "start", "fail", "start", "fail"]
+    assert [line.event for line in TaskEvent.objects.all().of_task(message["id"]).order_by("pk")] == lines
+    statistics.count_ended()
+    assert sum(row.failed for row in TaskStatistics.objects.all()) == 2
+    assert first < second
+
+
+def test_a_task_that_is_delivered_again_before_its_loss_is_noticed_has_a_new_worker(record_of):
+    message = told(FAIL)
+    begun(message, ago=50)
+    TaskRecord.objects.update(worker_pid=1)
+    second = begun(message, ago=5)
+    record = record_of(message["id"])
+    assert (record.attempts, record.started_at, record.worker_pid) == (2, second, os.getpid())
+
+
+def test_a_short_second_attempt_is_no_correction_of_the_lost_one(record_of):
+    message = told(FAIL)
+    begun(message, ago=50)
+    assert plain.give_up(plain.seem_lost()) == 1
+    second = timezone.now()
+    plain.record_ends([failed(message, second)])
+    record = record_of(message["id"])
+    assert (record.attempts, record.started_at, record.worker_host) == (2, second, "web-1")
+    assert record.failure_reason == "error"
+
+
+@pytest.mark.skipif(REDIS, reason="it delivers no message again")
+def test_a_retry_takes_the_old_message_out_of_the_queue(manager, taken, record_of):
+    plain.record_ends([failed(taken, timezone.now() - timedelta(seconds=5))])
+    again = manager.retry_task(taken["id"])
+    assert [message["id"] for message in observe.waiting(10)] == [again]
+    # Also if no cluster has taken it since.
+    plain.record_ends([failed({**taken, "id": again, "ack_id": OrmQ.objects.get().pk}, timezone.now())])
+    manager.retry_task(again)
+    assert len(observe.waiting(10)) == 1
+
+
+@pytest.mark.skipif(REDIS, reason="it delivers no message again")
+def test_a_task_that_was_delivered_again_is_not_retried(manager, taken, record_of):
+    plain.record_ends([failed(taken, timezone.now() - timedelta(seconds=5))])
+    # A cluster has just taken it.
+    delivered(taken, ago=timedelta())
+    with pytest.raises(TaskNotRetryable, match="delivered it again"):
+        manager.retry_task(taken["id"])
+    assert [message["id"] for message in observe.waiting(10)] == [taken["id"]]
+    assert TaskRecord.objects.count() == 1
+
+
 # What is lost, and what is deleted
 
 
@@ -275,7 +373,7 @@ def test_a_process_that_began_later_with_the_same_number_is_another_one(record_o
 
 
 def test_a_queued_task_whose_end_was_missed_gets_it_from_django_q(record_of):
-    record = queued()
+    record = waiting_task()
     TaskRecord.objects.filter(pk=record.pk).update(created_at=timezone.now() - timedelta(hours=1))
     now = timezone.now()
     Task.objects.create(
