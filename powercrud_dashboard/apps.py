@@ -18,7 +18,6 @@ class PowercrudDashboardConfig(AppConfig):
 
     def ready(self) -> None:
         from powercrud_dashboard import checks, schedule_checks, schedules  # noqa: F401
-        from powercrud_dashboard.conf import app_settings
         from powercrud_dashboard.worker import observe as plain_tasks
         from powercrud_dashboard.worker import process  # noqa: F401
 
@@ -30,8 +29,7 @@ class PowercrudDashboardConfig(AppConfig):
             from powercrud_dashboard.contrib.django_tasks import observe
 
             observe.connect()
-        if app_settings.DASHBOARD_SCHEDULE_LOCKS:
-            schedules.connect_locks()
+        schedules.connect()
         plain_tasks.connect()
         post_migrate.connect(_ensure_search_index, sender=self)
         post_migrate.connect(schedules.sync_after_migrate, sender=self)

@@ -13,13 +13,20 @@ from powercrud_dashboard.conf import SETTING_NAME, app_settings
 from powercrud_dashboard.engine.locks import normalise
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.q2 import schedules
-from powercrud_dashboard.schedules import CLEANUP_PATH, declarations
+from powercrud_dashboard.schedules import CLEANUP_PATH, declarations, undiscovered
 
 
 @register()
 def check_declared_schedules(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Check the schedules that are declared in code."""
-    found: list[CheckMessage] = []
+    found: list[CheckMessage] = [
+        Warning(
+            f"The schedules that {path} may declare are unknown: importing it fails with {error}.",
+            hint="Correct it, or install what it needs. Until then no declared schedule is deleted.",
+            id="powercrud_dashboard.W042",
+        )
+        for path, error in undiscovered().items()
+    ]
     functions: dict[str, str] = {}
     for declared in declarations():
         if declared.name in functions:
@@ -88,6 +95,29 @@ def check_schedule_locks(
             id="powercrud_dashboard.W041",
         )
         for name in unknown
+    ]
+
+
+@register(Tags.database)
+def check_cron_schedules(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn of schedules that stop django-q2's scheduler. This reads the database."""
+    if coordination_db() not in (databases or ()):
+        return []
+    try:
+        names = schedules.without_croniter()
+    except DatabaseError:
+        # Before the first "migrate".
+        return []
+    return [
+        Warning(
+            f"The schedule {name!r} has a cron expression, and croniter is not installed: "
+            "as soon as it is due, django-q2 runs no schedule of its cluster.",
+            hint="Install 'powercrud-dashboard[cron]', or delete the schedule.",
+            id="powercrud_dashboard.W043",
+        )
+        for name in names
     ]
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
+from django.apps import apps
 from django.utils import timezone
-from django.utils.module_loading import autodiscover_modules
+from django.utils.module_loading import module_has_submodule
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
@@ -20,11 +22,26 @@ from powercrud_dashboard.engine import observed
 from powercrud_dashboard.engine.arguments import NAME_LENGTH, as_name, as_time_limit
 from powercrud_dashboard.engine.locks import ConflictIds
 from powercrud_dashboard.engine.spec import INJECTED, accepted_arguments, check_arguments, resolve_function
-from powercrud_dashboard.exceptions import ScheduleNotDeclared, TaskAlreadyActive, TaskConflict, UnimportableCallable
+from powercrud_dashboard.exceptions import (
+    ScheduleNotDeclared,
+    TaskAlreadyActive,
+    TaskConflict,
+    TaskNameTaken,
+    UnimportableCallable,
+)
 from powercrud_dashboard.models import FailureReason, Source, TaskRecord
 from powercrud_dashboard.q2 import schedules
 from powercrud_dashboard.q2.schedules import Timing, Wanted
-from powercrud_dashboard.text import LONG, MESSAGE, SHORT, KeptText, clean_text, error_text, traceback_text
+from powercrud_dashboard.text import (
+    LONG,
+    MESSAGE,
+    SHORT,
+    KeptText,
+    clean_text,
+    error_summary,
+    error_text,
+    traceback_text,
+)
 
 __all__ = ["cleanup_async_artifacts", "declared_schedules", "scheduled", "sync_schedules"]
 
@@ -43,6 +60,8 @@ MODULES = ("tasks", "schedules")
 
 #: The unique key of a schedule's tasks.
 _KEY = "schedule:{}"
+#: The namespace of the names of runs, which are made from the ids of the messages that launch them.
+_RUNS = uuid.UUID("1d6d1f8e-5a40-4be1-9d0c-3d6a5a1c8f57")
 MAX_NAME = NAME_LENGTH - len(_KEY.format(""))
 
 _LAUNCHED = KeptText(_("Launched by the schedule “%(schedule)s”"))
@@ -152,7 +171,7 @@ def scheduled(
             both.
 
     Raises:
-        TypeError, ValueError: if an option has no possible value.
+        TypeError, ValueError: if an option has no possible value, or what is decorated is no function.
     """
     timing = Timing.of(cron, every)
     RetryPolicy.of(retry)
@@ -164,6 +183,10 @@ def scheduled(
         )
 
     def declare(func: Function) -> Function:
+        if not hasattr(func, "__qualname__"):
+            raise TypeError(
+                f"@scheduled is put on a {type(func).__name__}; put it on a function: below @task and other decorators."
+            )
         path = f"{func.__module__}.{func.__qualname__}"
         own_name = as_name("name", name or path)
         if len(own_name) > MAX_NAME:
@@ -192,7 +215,7 @@ def scheduled(
 
 def declarations() -> list[ScheduledTask]:
     """Return all declarations, also those of the same name."""
-    _discover()
+    undiscovered()
     return list(registry)
 
 
@@ -205,21 +228,46 @@ def declared_schedules() -> dict[str, ScheduledTask]:
 
 
 @cache
-def _discover() -> None:
-    autodiscover_modules(*MODULES)
+def undiscovered() -> dict[str, str]:
+    """Import the modules that may declare schedules. Return those that can't be imported, each with its error.
+
+    Many apps have a module ``tasks`` for another task queue, which need not be installed.
+    """
+    failed: dict[str, str] = {}
+    for config in apps.get_app_configs():
+        for path in (f"{config.name}.{name}" for name in MODULES if module_has_submodule(config.module, name)):
+            try:
+                import_module(path)
+            except (Exception, SystemExit) as error:
+                # A system check warns of it, with the error.
+                logger.info("The schedules of %s are unknown, as it can't be imported", path, exc_info=True)
+                failed[path] = error_summary(error)
+                registry[:] = [declared for declared in registry if not declared.func.startswith(f"{path}.")]
+    return failed
 
 
 def sync_schedules(*, dry_run: bool = False) -> dict[str, list[str]]:
     """Make, change and delete django-q2's schedules, so that they are as declared. Others are left alone.
 
+    A declaration whose timing is not possible is logged as an error, and its schedule is left as it is. While a module
+    that may declare schedules can't be imported, no schedule is deleted.
+
     Returns:
         The names of those ``created``, ``updated``, ``deleted`` and ``unchanged``; with ``dry_run`` nothing is changed.
-
-    Raises:
-        ImportError: if a new schedule has a cron expression and ``croniter`` is not installed.
     """
-    wanted = {name: Wanted(declared.timing, declared.cluster) for name, declared in declared_schedules().items()}
-    return vars(schedules.sync(RUN_PATH, wanted, dry_run=dry_run))
+    wanted: dict[str, Wanted] = {}
+    impossible: set[str] = set()
+    for name, declared in declared_schedules().items():
+        if problem := declared.timing.problem():
+            logger.error("The schedule %s can't run: %s", name, problem)
+            impossible.add(name)
+        else:
+            wanted[name] = Wanted(declared.timing, declared.cluster)
+
+    def keeps(name: str) -> bool:
+        return name in impossible or bool(undiscovered())
+
+    return vars(schedules.sync(RUN_PATH, wanted, keeps=keeps, dry_run=dry_run))
 
 
 def sync_after_migrate(*, using: str, **kwargs: Any) -> None:
@@ -272,16 +320,30 @@ def run_locked(
     return _launched(launch, name, func=func, cluster=options.get("cluster") or "")
 
 
-def connect_locks() -> None:
-    """Have the schedules in ``DASHBOARD_SCHEDULE_LOCKS`` launched under their locks from now on."""
-    schedules.lock_scheduled(LOCKED_PATH)
+def connect() -> None:
+    """Have the messages that launch runs known, and the schedules in ``DASHBOARD_SCHEDULE_LOCKS`` under their locks."""
+    schedules.note_launches({RUN_PATH, LOCKED_PATH})
+    if app_settings.DASHBOARD_SCHEDULE_LOCKS:
+        schedules.lock_scheduled(LOCKED_PATH, _path_of)
+
+
+def _path_of(func: Any) -> str:
+    try:
+        return resolve_function(func)[0]
+    except UnimportableCallable:
+        return ""
 
 
 def _launched(launch: Callable[[str], str], name: str, **facts: str) -> str:
-    task_key = str(uuid.uuid4())
+    launch_id = schedules.take_launch_id()
+    # A broker may deliver one message twice: both times it launches the same task.
+    task_key = str(uuid.uuid5(_RUNS, launch_id) if launch_id else uuid.uuid4())
     try:
         return launch(task_key)
     except Exception as error:
+        if isinstance(error, TaskNameTaken | TaskAlreadyActive) and error.task_name == task_key:
+            # The first delivery has launched it, or has recorded why not.
+            return task_key
         if TaskRecord.objects.filter(task_name=task_key).exists():
             # It is on record already: the broker is away, or the function has run here and failed.
             raise

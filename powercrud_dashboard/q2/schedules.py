@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import connections, router, transaction
 from django.utils import timezone
-from django_q.conf import Conf
+from django_q import conf
 from django_q.models import Schedule, Task, validate_cron
-from django_q.signals import pre_enqueue
+from django_q.signals import pre_enqueue, pre_execute
 from django_q.tasks import async_task
 
 from powercrud_dashboard.conf import app_settings
@@ -87,12 +88,19 @@ class Timing:
         """Return why no cluster could run a schedule with this timing; "" if one could."""
         if self.cron is None:
             return ""
+        longest = Schedule._meta.get_field("cron").max_length or 0
+        if len(self.cron) > longest:
+            return f"its cron expression has more than {longest} characters"
         try:
             validate_cron(self.cron)
+            Schedule(**self.columns).calculate_next_run(timezone.now())
         except ImportError:
             return "django-q2 needs the package 'croniter' for cron expressions"
         except ValidationError as error:
-            return " ".join(error.messages)
+            return " ".join(error.messages).rstrip(".")
+        except ValueError as error:
+            # Such as the 30th of February.
+            return f"the cron expression {self.cron!r} has no next run ({error})"
         return ""
 
 
@@ -136,7 +144,7 @@ class ScheduleState:
     @property
     def cluster(self) -> str:
         """The name of the cluster that is to run it."""
-        return str(self.schedule.cluster or Conf.PREFIX)
+        return str(self.schedule.cluster or conf.Conf.PREFIX)
 
     @property
     def group(self) -> str:
@@ -196,6 +204,14 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     return sorted(set(names) - known)
 
 
+def without_croniter() -> list[str]:
+    """Return the names of the schedules whose cron expression django-q2 can't read, as croniter is not installed."""
+    if conf.croniter is not None:
+        return []
+    rows = Schedule.objects.filter(schedule_type=Schedule.CRON, next_run__isnull=False).exclude(repeats=0)
+    return [str(name or pk) for name, pk in rows.order_by("pk").values_list("name", "pk")]
+
+
 def run_now(schedule: Schedule) -> None:
     """Hand the scheduled call to the broker now. The time of its next run does not change.
 
@@ -211,8 +227,9 @@ def run_now(schedule: Schedule) -> None:
         options["hook"] = schedule.hook
     options["cluster"] = schedule.cluster or options.get("cluster") or options.pop("broker_name", None)
     options.setdefault("group", schedule.name or schedule.pk)
-    schedule.task = async_task(schedule.func, *args, q_options=options, **kwargs)
-    schedule.save(update_fields=["task"])
+    task_id = async_task(schedule.func, *args, q_options=options, **kwargs)
+    # No row if somebody has deleted the schedule meanwhile; the call is queued all the same.
+    Schedule.objects.filter(pk=schedule.pk).update(task=task_id)
 
 
 def pause(schedule: Schedule) -> bool:
@@ -228,7 +245,12 @@ def resume(schedule: Schedule) -> bool:
     if not ScheduleState(schedule).is_paused:
         return False
     next_run = schedule.calculate_next_run(timezone.now())
-    return bool(Schedule.objects.filter(pk=schedule.pk, next_run=None).update(next_run=next_run))
+    timing = {"schedule_type": schedule.schedule_type, "minutes": schedule.minutes, "cron": schedule.cron}
+    if Schedule.objects.filter(pk=schedule.pk, next_run=None, **timing).update(next_run=next_run):
+        return True
+    # Somebody has changed it meanwhile.
+    changed = find(schedule.pk)
+    return changed is not None and resume(changed)
 
 
 def _arguments(schedule: Schedule) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -236,7 +258,8 @@ def _arguments(schedule: Schedule) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
         args = ast.literal_eval(schedule.args) if schedule.args else ()
         kwargs = _keywords(schedule.kwargs) if schedule.kwargs else {}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        # All that literal_eval raises.
         raise ValueError(f"The arguments of {schedule} can't be read ({error})") from error
     return (args if isinstance(args, tuple) else (args,)), kwargs
 
@@ -281,6 +304,9 @@ class Wanted:
     def columns(self, name: str) -> dict[str, Any]:
         return {
             **self.timing.columns,
+            "repeats": -1,
+            "hook": None,
+            "intended_date_kwarg": None,
             "args": repr(name),
             # A failed call is not delivered again: a record tells of it.
             "kwargs": repr({"q_options": {"ack_failure": True}}),
@@ -288,27 +314,41 @@ class Wanted:
         }
 
 
-def sync(func: str, wanted: Mapping[str, Wanted], *, dry_run: bool = False) -> Changes:
+def sync(
+    func: str, wanted: Mapping[str, Wanted], *, keeps: Callable[[str], bool] = lambda name: False, dry_run: bool = False
+) -> Changes:
     """Make, change and delete the schedules that call ``func``, so that there is one for each wanted name.
 
-    What people have paused stays paused, and the time of the next run changes only with the timing. Other schedules are
-    left alone. Two hosts that do this at once make each schedule once.
+    Those of other names are left as they are if ``keeps`` returns True for the name. What people have paused stays
+    paused, and the time of the next run changes only with the timing. Other schedules are left alone. Two hosts that do
+    this at once make each schedule once.
     """
-    changes = _Sync(func, wanted).run(dry_run=True)
+    changes = _Sync(func, wanted, keeps).run(dry_run=True)
     if dry_run or changes.is_empty:
         return changes
     with write_transaction():
         take_turn("schedules")
         with transaction.atomic(using=_schedule_db()):
-            return _Sync(func, wanted).run(dry_run=False)
+            return _Sync(func, wanted, keeps).run(dry_run=False)
 
 
 def can_sync(using: str) -> bool:
-    """Return whether this is one of the databases that :func:`sync` writes to, and both have their tables."""
-    tables = {_schedule_db(): Schedule._meta.db_table, coordination_db(): "powercrud_dashboard_activetask"}
+    """Return whether this is one of the databases that :func:`sync` writes to, and both are migrated so far."""
     if using not in {_schedule_db(), coordination_db()}:
         return False
-    return all(table in connections[alias].introspection.table_names() for alias, table in tables.items())
+    if "powercrud_dashboard_activetask" not in connections[coordination_db()].introspection.table_names():
+        return False
+    needed = {column.column for column in Schedule._meta.concrete_fields}
+    return needed <= _columns(_schedule_db(), Schedule._meta.db_table)
+
+
+def _columns(using: str, table: str) -> set[str]:
+    """Return the columns that a table has in the database; none if there is no such table."""
+    inspection = connections[using].introspection
+    with connections[using].cursor() as cursor:
+        if table not in inspection.table_names(cursor):
+            return set()
+        return {column.name for column in inspection.get_table_description(cursor, table)}
 
 
 def _schedule_db() -> str:
@@ -316,9 +356,10 @@ def _schedule_db() -> str:
 
 
 class _Sync:
-    def __init__(self, func: str, wanted: Mapping[str, Wanted]) -> None:
+    def __init__(self, func: str, wanted: Mapping[str, Wanted], keeps: Callable[[str], bool]) -> None:
         self._func = func
         self._wanted = wanted
+        self._keeps = keeps
         self._schedules = Schedule.objects.using(_schedule_db())
         self._changes = Changes()
 
@@ -328,6 +369,9 @@ class _Sync:
             name = schedule.name or ""
             if name in self._wanted and name not in found:
                 found[name] = schedule
+                continue
+            if name not in self._wanted and self._keeps(name):
+                self._changes.unchanged.append(name)
                 continue
             self._changes.deleted.append(name)
             if not dry_run:
@@ -346,14 +390,15 @@ class _Sync:
         return self._changes
 
     def _create(self, name: str, wanted: Wanted) -> None:
-        schedule = Schedule(name=name, func=self._func, repeats=-1, **wanted.columns(name))
+        schedule = Schedule(name=name, func=self._func, **wanted.columns(name))
         schedule.next_run = schedule.calculate_next_run(timezone.now())
         schedule.save(using=self._schedules.db)
 
     def _update(self, schedule: Schedule, wanted: Wanted, different: dict[str, Any]) -> None:
         row = self._schedules.filter(pk=schedule.pk, func=self._func)
         row.update(**different)
-        if different.keys() & wanted.timing.columns.keys():
+        # The next run of one that was used up is long past.
+        if different.keys() & wanted.timing.columns.keys() or not schedule.repeats:
             for column, value in different.items():
                 setattr(schedule, column, value)
             # One that is paused has no next run, and gets none.
@@ -370,18 +415,24 @@ _PACKAGE = "powercrud_dashboard."
 
 #: What a task of a locked schedule takes with it, from the message of the call that launches it.
 _OPTIONS = ("hook", "timeout", "save", "cached", "cluster")
+#: Of a chain or an iteration, whose parts django-q2 joins by the results of these very messages.
+_PART_OF_MORE = {"chain", "iter_count"}
 
 
-def lock_scheduled(launcher: str) -> None:
+def lock_scheduled(launcher: str, path_of: Callable[[Any], str]) -> None:
     """From now on have ``launcher`` called in the place of the functions of ``DASHBOARD_SCHEDULE_LOCKS``.
 
-    It gets the name of the schedule, the function, its arguments and keyword arguments, and django-q2's options.
+    It gets the name of the schedule, the path of the function, its arguments and keyword arguments, and django-q2's
+    options. ``path_of`` returns the path of a function; "" if a worker can't import it.
     """
 
     def replace(sender: Any, task: dict[str, Any], **kwargs: Any) -> None:
-        name, func = str(task.get("group") or ""), task["func"]
-        # What a manager launches is no text, and a declared schedule has the lock that its declaration names.
-        if name not in app_settings.DASHBOARD_SCHEDULE_LOCKS or not isinstance(func, str) or func.startswith(_PACKAGE):
+        name = str(task.get("group") or "")
+        if name not in app_settings.DASHBOARD_SCHEDULE_LOCKS or task.keys() & _PART_OF_MORE:
+            return
+        func = task["func"] if isinstance(task["func"], str) else path_of(task["func"])
+        # Not what a manager launches; and a declared schedule has the lock that its declaration names.
+        if not func or func.startswith(_PACKAGE):
             return
         options = {option: task[option] for option in _OPTIONS if option in task}
         task.pop("hook", None)
@@ -389,3 +440,25 @@ def lock_scheduled(launcher: str) -> None:
         task.update(func=launcher, kwargs={}, ack_failure=True)
 
     pre_enqueue.connect(replace, sender="django_q", weak=False, dispatch_uid="powercrud_dashboard.lock_scheduled")
+
+
+# The message of a call that launches a run
+
+_launching: ContextVar[str] = ContextVar("powercrud_dashboard_launching", default="")
+
+
+def note_launches(launchers: Collection[str]) -> None:
+    """From now on note the id of the message by which a worker calls one of these functions."""
+
+    def note(sender: Any, task: dict[str, Any], **kwargs: Any) -> None:
+        func = task["func"]
+        _launching.set(str(task["id"]) if isinstance(func, str) and func in launchers else "")
+
+    pre_execute.connect(note, sender="django_q", weak=False, dispatch_uid="powercrud_dashboard.note_launches")
+
+
+def take_launch_id() -> str:
+    """Return, once, the id of the message that is the reason of this call; "" if it is called without one."""
+    launch_id = _launching.get()
+    _launching.set("")
+    return launch_id

@@ -48,7 +48,7 @@ def locks(settings):
 
     def put(**by_name) -> None:
         settings.POWERCRUD_SETTINGS = {"DASHBOARD_SCHEDULE_LOCKS": by_name}
-        schedules.connect_locks()
+        schedules.connect()
 
     yield put
     pre_enqueue.disconnect(sender="django_q", dispatch_uid="powercrud_dashboard.lock_scheduled")
