@@ -36,6 +36,7 @@ from powercrud_dashboard.conf import (
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.engine import alert_rules, registry
 from powercrud_dashboard.engine.notices import MIDDLEWARE
+from powercrud_dashboard.extension import dashboard_of
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.models.statuses import FINISHED
 from powercrud_dashboard.q2 import queue
@@ -76,6 +77,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_missing_middleware(given),
         *_unknown_level(given),
         *_unusable_alerts(given),
+        *_unusable_dashboard(given),
     ]
 
 
@@ -244,6 +246,21 @@ def _unusable_alerts(given: dict[str, Any]) -> Iterator[CheckMessage]:
             f"{SETTING_NAME}['DASHBOARD_ALERTS'] has the invalid item {mistake.key!r}: {mistake.value!r}.",
             hint=f"Set it to {mistake.expected}.",
             id="powercrud_dashboard.E014",
+        )
+
+
+def _unusable_dashboard(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    path = given.get("DASHBOARD_CLASS")
+    if not is_valid("DASHBOARD_CLASS", path) or path is None:
+        return
+    try:
+        dashboard_of(path)
+    except Exception as error:
+        # Making the instance runs the project's code, which may raise anything.
+        yield Error(
+            f"{SETTING_NAME}['DASHBOARD_CLASS'] can't be used: {error}. The pages are not shown.",
+            hint="Set it to the dotted path of a subclass of powercrud_dashboard.extension.Dashboard.",
+            id="powercrud_dashboard.E016",
         )
 
 

@@ -111,6 +111,9 @@ class Settings:
     DASHBOARD_RETENTION_DAYS: dict[str, Any] = field(default_factory=dict)
     #: Maximum size in bytes of a file that is kept with a task: an upload, or a file that an action returns.
     DASHBOARD_FILE_LIMIT: int = 10 * 1024 * 1024
+    #: Dotted path of a subclass of ``powercrud_dashboard.extension.Dashboard``, which changes who may do what, and what
+    #: the pages show. See docs/extending.md.
+    DASHBOARD_CLASS: str | None = None
     #: Whether users may cancel, retry, pause, dismiss and reopen the tasks that they launched, without further
     #: permissions. See docs/permissions.md.
     DASHBOARD_MANAGE_OWN_TASKS: bool = True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
@@ -285,6 +286,17 @@ class Click:
             return ""
         site_name = self.model_admin.admin_site.name
         return click_key(site_name, self.model_label, self.action_name, selected, self._post())
+
+
+Action = TypeVar("Action", bound=ActionFunction)
+
+
+@overload
+def background_action(function: Action) -> Action: ...
+
+
+@overload
+def background_action(function: None = None, **options: Any) -> Callable[[Action], Action]: ...
 
 
 def background_action(function: ActionFunction | None = None, **options: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.utils.crypto import constant_time_compare
+from django.utils.translation import gettext as _
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.extension import OWN_TASKS, dashboard
 from powercrud_dashboard.models import ActiveTask, Resolution, Source, TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
@@ -16,15 +18,25 @@ if TYPE_CHECKING:
     User = AbstractUser | AnonymousUser
 
 
-def has_permission(user: User, codename: str) -> bool:
-    """Return whether the user is active and has this permission of the package."""
-    if not user.is_active:
-        return False
-    return user.has_perm(f"powercrud_dashboard.{codename}")
+#: The methods of ``Dashboard`` that answer for each permission.
+_METHODS = {
+    "view_taskrecord": "may_view_all",
+    "retry_taskrecord": "may_retry",
+    "change_taskrecord": "may_edit",
+    "cancel_taskrecord": "may_cancel",
+    "pause_taskrecord": "may_pause",
+    "dismiss_taskrecord": "may_dismiss",
+    "delete_taskrecord": "may_delete",
+    "view_conflictlock": "may_view_locks",
+    "release_conflictlock": "may_release_locks",
+    "pause_queue": "may_pause_queues",
+    "acknowledge_alert": "may_acknowledge_alerts",
+}
 
 
-#: What users may do with the tasks that they launched, without further permissions.
-OWN_TASKS = frozenset({"retry_taskrecord", "cancel_taskrecord", "dismiss_taskrecord", "pause_taskrecord"})
+def has_permission(user: User, codename: str, *record: TaskRecord) -> bool:
+    """Return whether the user is active and has this permission of the package, or has it for this one task."""
+    return user.is_active and bool(getattr(dashboard(), _METHODS[codename])(user, *record))
 
 
 #: What can be done only to the tasks of this package's managers, and what also to those of plain django-q2.
@@ -57,8 +69,17 @@ def has_permission_for(user: User, codename: str, record: TaskRecord) -> bool:
     """
     if is_only_observed(record, codename):
         return False
-    is_own = record.user_id is not None and record.user_id == user.pk
-    return (is_own and manages_own_tasks(user, codename)) or has_permission(user, codename)
+    return has_permission(user, codename, record)
+
+
+def refusal(user: User, codename: str, record: TaskRecord) -> str:
+    """Return the reason why the user may not do this to the task, whatever its state is, or ""."""
+    if is_only_observed(record, codename):
+        return _("is only observed")
+    if has_permission_for(user, codename, record):
+        return ""
+    is_others = record.user_id != user.pk and not has_permission(user, codename)
+    return _("was launched by somebody else") if is_others else _("you have no permission for it")
 
 
 def may_see(user: User, task_name: str) -> bool:
@@ -94,12 +115,12 @@ def may_run_now(user: User, record: TaskRecord) -> bool:
 
 def may_edit_and_retry(user: User, record: TaskRecord) -> bool:
     """Return whether the user may retry the task with changed arguments."""
-    return may_retry(user, record) and has_permission(user, "change_taskrecord")
+    return may_retry(user, record) and has_permission(user, "change_taskrecord", record)
 
 
 def may_delete(user: User, record: TaskRecord) -> bool:
     # What is only observed may never be told to end.
-    return (record.is_finished or record.is_observed) and has_permission(user, "delete_taskrecord")
+    return (record.is_finished or record.is_observed) and has_permission(user, "delete_taskrecord", record)
 
 
 def may_release_locks(user: User) -> bool:

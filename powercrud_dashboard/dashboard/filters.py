@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import django_filters
 from django import forms
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db.models import QuerySet
 from django.http import QueryDict
 from django.utils import timezone
@@ -23,6 +25,7 @@ from django_filters.widgets import DateRangeWidget
 from powercrud_dashboard.dashboard.formatting import local
 from powercrud_dashboard.dashboard.keyset import Order
 from powercrud_dashboard.dashboard.statuses import on_tab, stored_status
+from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import FailureReason, Resolution, TaskObject, TaskRecord, TaskStatus, search
 from powercrud_dashboard.models.history import TaskRecordQuerySet
 from powercrud_dashboard.models.labels import label_of_rows
@@ -189,6 +192,10 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
 
     def __init__(self, data: QueryDict, *, queryset: QuerySet[TaskRecord], user: User) -> None:
         super().__init__(data, queryset=queryset)
+        for name, added in added_filters().items():
+            # As FilterSet does with those of the class.
+            self.filters[name] = own = deepcopy(added)
+            own.parent, own.model = self, TaskRecord
         self._visible, self._user = queryset, user
 
     def filter_text(self, queryset: QuerySet[TaskRecord], name: str, value: str) -> QuerySet[TaskRecord]:
@@ -386,8 +393,9 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         if item is None:
             # An end of a range.
             return value.replace("T", " ")
-        choices = dict(item.extra["choices"]) if isinstance(item, django_filters.ChoiceFilter) else {}
-        return str(choices.get(value, value))
+        # Those of a filter of the project may be a callable, or rows.
+        choices = item.extra.get("choices", ())
+        return str(dict(choices() if callable(choices) else choices).get(value, value))
 
     def without_filters(self) -> str:
         """Return the URL of the list without filters, on the same tab."""
@@ -412,6 +420,22 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
             else:
                 labels[name] = item.label
         return labels
+
+
+#: Parameters of the list that are no filters.
+_TAKEN = {"status", "sort", "from", "before", "page"}
+
+
+def added_filters() -> Mapping[str, django_filters.Filter]:
+    """Return the filters of the project.
+
+    Raises:
+        ImproperlyConfigured: if one has the name of a parameter that the list has itself.
+    """
+    added = dashboard().filters
+    if taken := sorted(added.keys() & (TaskFilter.base_filters.keys() | _TAKEN)):
+        raise ImproperlyConfigured(f"Dashboard.filters has the name {taken[0]!r}, which the task list uses itself")
+    return added
 
 
 #: The newest records whose functions, and failures whose error classes, are suggested.

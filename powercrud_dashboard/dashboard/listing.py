@@ -18,6 +18,7 @@ from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES, TaskFilter
 from powercrud_dashboard.dashboard.keyset import Order, Page, Section, page_of
 from powercrud_dashboard.dashboard.statuses import TABS, WAITING
+from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.history import TaskRecordQuerySet
@@ -284,14 +285,14 @@ class Listing:
 
     @staticmethod
     def _shown(records: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:
-        """Return the records without the columns that no list shows.
+        """Return the records without the columns that no list shows, and with what the project adds.
 
         Each has the time at which it is read, and an open failure the key of its retry that is queued or running.
         """
         chain = Coalesce(OuterRef("chain"), OuterRef("pk"))
         retry = Subquery(TaskRecord.objects.unfinished().filter(chain=chain).values("pk")[:1])
         retry_pk = Case(When(resolution=Resolution.OPEN, then=retry))
-        return records.defer(*WIDE_COLUMNS).annotate(read_at=Now(), retry_pk=retry_pk)
+        return dashboard().prepare_list(records.defer(*WIDE_COLUMNS).annotate(read_at=Now(), retry_pk=retry_pk))
 
     @property
     def is_first_page(self) -> bool:

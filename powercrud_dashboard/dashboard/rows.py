@@ -17,8 +17,10 @@ from django.utils.safestring import mark_safe
 from django.utils.timezone import get_current_timezone_name
 from django.utils.translation import get_language
 
+from powercrud_dashboard.dashboard import customized
 from powercrud_dashboard.dashboard.formatting import Marked, Moment, counted_objects, duration, relative_time
 from powercrud_dashboard.dashboard.selection import BulkAction, RowAction
+from powercrud_dashboard.extension import Dashboard, dashboard
 from powercrud_dashboard.models.labels import name_of_row
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class TaskRow:
     read_at: datetime
     #: The URL of the retry of a failure that is queued or running; "" if there is none.
     retry_url: str = ""
+    #: Who has launched the task, and the name, label and HTML of each column of the project.
+    person: str = ""
+    cells: Sequence[tuple[str, Any, str]] = ()
 
     @property
     def hidden_object_count(self) -> int:
@@ -76,7 +81,8 @@ class TaskRow:
         columns = {name: value for name, value in self.record.__dict__.items() if name not in ("_state", "read_at")}
         buttons = [(action.name, action.url, action.value) for action in self.actions]
         objects = (self.counted_objects, self.objects)
-        shown = repr((options, columns, self.live and self.live.shown, self.url, objects, buttons))
+        added = self.person, [(name, html) for name, _label, html in self.cells]
+        shown = repr((options, columns, self.live and self.live.shown, self.url, objects, buttons, added))
         return hashlib.blake2b(shown.encode(errors="surrogatepass"), digest_size=20).digest()
 
 
@@ -189,20 +195,17 @@ class RowMaker:
             live,
             self._url("change", record.pk),
             counted_objects(record),
-            [
-                (
-                    item.get("text") or name_of_row(item["model"], item["id"]),
-                    self._object_url(item["model"], item["id"]),
-                )
-                for item in record.first_objects
-            ],
+            [self._object(item["model"], item["id"], item.get("text")) for item in record.first_objects],
             self._buttons(record),
             record.read_at,
             retry_url=self._url("change", record.retry_pk) if record.retry_pk else "",
+            person=customized.user_text(record),
+            cells=customized.cells(record),
         )
 
     def _object(self, model_label: str, object_id: str, text: str | None) -> tuple[str, str]:
-        return text or name_of_row(model_label, object_id), self._object_url(model_label, object_id)
+        text = customized.object_text(model_label, object_id, text or name_of_row(model_label, object_id))
+        return text, self._object_url(model_label, object_id)
 
     def _buttons(self, record: Any) -> list[RowAction]:
         bulk_url = self._url("bulk")
@@ -216,9 +219,14 @@ class RowMaker:
             if not (record.retry_pk and action.name == "retry")
         ]
 
+    @staticmethod
+    def _rules_of(record: TaskRecord) -> int | None:
+        """Return what the rules of the project may depend on: any task may be another case."""
+        return None if type(dashboard()) is Dashboard else record.pk
+
     def _possible_for(self, record: TaskRecord) -> list[BulkAction]:
         # All that a refusal depends on. Most of the rows have it in common.
-        kind = record.status, record.resolution, record.source, record.user_id == self._user.pk
+        kind = record.status, record.resolution, record.source, record.user_id == self._user.pk, self._rules_of(record)
         if kind not in self._possible:
             self._possible[kind] = [action for action in self._actions if not action.refusal(self._user, record)]
         return self._possible[kind]

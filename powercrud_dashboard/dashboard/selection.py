@@ -53,11 +53,7 @@ class BulkAction:
 
     def refusal(self, user: User, record: TaskRecord) -> str:
         """Return the reason why the user can't apply the action to a record, or ""."""
-        if access.is_only_observed(record, self.permission):
-            return _("is only observed")
-        if not access.has_permission_for(user, self.permission, record):
-            return _("was launched by somebody else")
-        return self.state_refusal(record)
+        return access.refusal(user, self.permission, record) or self.state_refusal(record)
 
     def is_offered(self, listing: Listing) -> bool:
         """Return whether the list may have tasks that the action is for."""
@@ -337,8 +333,13 @@ class Selection:
                 self.remaining = Count(-MAX_SELECTED) + _number_of(chosen)
                 del self.accepted[MAX_SELECTED:]
                 break
+        refusals = [(record, access.refusal(user, self.action.permission, record)) for record in self.accepted]
+        self.rejected = [(record, reason) for record, reason in refusals if reason]
+        self.accepted = [record for record, reason in refusals if not reason]
         self.done = _number_of(done)
-        self.is_empty = not (self.accepted or self.done.number or any(listing.matches_any for listing in listings))
+        self.is_empty = not (
+            self.accepted or self.rejected or self.done.number or any(listing.matches_any for listing in listings)
+        )
 
     def _matching(self, listings: list[Listing], action: BulkAction, user: User) -> Iterator[TaskRecordQuerySet]:
         for listing in listings:

@@ -17,6 +17,7 @@ from django_tables2.data import TableListData
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.formatting import Moment, duration
 from powercrud_dashboard.dashboard.rows import TaskRow, render_rows
+from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import TaskStatus
 from powercrud_dashboard.models.statuses import UNFINISHED
 
@@ -93,10 +94,16 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         self, rows: Sequence[TaskRow], *, sort: str, status: str, is_actionable: bool, is_filtered: bool
     ) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
+        added = {
+            f"project_{column.name}": tables.Column(verbose_name=column.label, orderable=False)
+            for column in dashboard().columns
+        }
         # No RequestConfig: the rows are one page already.
         super().__init__(
             PresortedData(list(rows)),
             exclude=exclude,
+            extra_columns=added.items(),
+            sequence=("...", *added, "actions"),
             order_by=sort,
             empty_text=NO_MATCH if is_filtered else EMPTY_TABS.get(status, EMPTY_TABS[""]),
         )

@@ -144,6 +144,8 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
 def text_of(alert: Alert) -> str:
     """Return what is wrong in a sentence, in the active language."""
     facts = alert.details
+    if alert.kind == AlertKind.CHECK:
+        return str(facts["text"])
     named = {"name": facts.get("queue") or facts.get("function") or alert.subject}
     if alert.kind == AlertKind.FAILURE_RATE:
         texts = {

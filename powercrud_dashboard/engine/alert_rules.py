@@ -34,6 +34,8 @@ SCOPES: dict[str, tuple[str, ...]] = {
 }
 MAX_MINUTES = 24 * 60
 CHANNELS = ("mail", "webhook", "call")
+#: The key of the callables that find what is wrong.
+CHECKS = "checks"
 WEBHOOK_KEYS = ("url", "secret", "timeout")
 #: Seconds that the server of a webhook may take.
 WEBHOOK_TIMEOUT = 10
@@ -104,7 +106,15 @@ class Rules:
 
     @property
     def callables(self) -> list[str]:
-        given = self._given.get("call")
+        return self._paths("call")
+
+    @property
+    def checks(self) -> list[str]:
+        """Dotted paths of callables that find what is wrong."""
+        return self._paths(CHECKS)
+
+    def _paths(self, key: str) -> list[str]:
+        given = self._given.get(key)
         return [given] if isinstance(given, str) else list(given) if _is_list_of_texts(given) else []
 
 
@@ -134,7 +144,7 @@ def _is_list_of_texts(value: object) -> TypeGuard[Sequence[str]]:
 
 def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
     """Yield what is wrong in a value of the setting."""
-    known = [*DEFAULTS, *CHANNELS]
+    known = [*DEFAULTS, *CHANNELS, CHECKS]
     for key, value in given.items():
         if key in DEFAULTS:
             yield from _kind_mistakes(str(key), str(key), value, SCOPES.get(key, ()))
@@ -145,8 +155,8 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
                 yield Mistake("mail", value, "a list of addresses, or name somebody in ADMINS")
         elif key == "webhook":
             yield from _webhook_mistakes(value) if value is not None else ()
-        elif key == "call":
-            yield from _call_mistakes(value)
+        elif key in ("call", CHECKS):
+            yield from _path_mistakes(key, value)
         else:
             yield Mistake(str(key), value, _instead(key, known))
 
@@ -196,12 +206,12 @@ def _webhook_mistakes(given: object) -> Iterator[Mistake]:
         yield Mistake("webhook.timeout", timeout, "a whole number of seconds, 1 to 60")
 
 
-def _call_mistakes(given: object) -> Iterator[Mistake]:
+def _path_mistakes(key: str, given: object) -> Iterator[Mistake]:
     if given is None:
         return
     paths = [given] if isinstance(given, str) else given
     if not _is_list_of_texts(paths):
-        yield Mistake("call", given, "the dotted path of a callable, or a list of paths")
+        yield Mistake(key, given, "the dotted path of a callable, or a list of paths")
         return
     for path in paths:
         try:
@@ -213,4 +223,4 @@ def _call_mistakes(given: object) -> Iterator[Mistake]:
             if callable(found):
                 continue
             problem = "it is not callable"
-        yield Mistake("call", path, f"the dotted path of a callable ({problem})")
+        yield Mistake(key, path, f"the dotted path of a callable ({problem})")

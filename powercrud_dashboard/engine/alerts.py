@@ -17,6 +17,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import Count, Q
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from powercrud_dashboard.engine import alert_messages
 from powercrud_dashboard.engine.alert_rules import Limits, Rules
@@ -35,6 +36,7 @@ from powercrud_dashboard.models import (
 )
 from powercrud_dashboard.models.database import impatient_transaction
 from powercrud_dashboard.q2 import queue, schedules
+from powercrud_dashboard.text import MESSAGE, SHORT, clean_text
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,9 @@ def evaluate() -> bool:
         elif problem.may_open:
             _open(problem, rules.channels)
     for key, alert in open_alerts.items():
-        if key not in found and alert.kind in judged:
+        # A check that the settings name no more finds nothing.
+        is_unused = alert.kind == AlertKind.CHECK and alert.details["check"] not in rules.checks
+        if key not in found and (is_unused or alert.details.get("check", alert.kind) in judged):
             _resolve(alert, rules.channels)
     return True
 
@@ -140,7 +144,7 @@ def evaluate_in_background() -> None:
 
 
 def _judge(rules: Rules, *, judges_workers: bool) -> tuple[dict[tuple[str, str], Problem], set[str]]:
-    """Return what is wrong, and the kinds of alerts that could be judged."""
+    """Return what is wrong, and the kinds of alerts, and the checks, that could be judged."""
     parts: list[tuple[Callable[[Rules], Iterable[Problem]], set[str]]] = [
         (_of_queues, {AlertKind.OLDEST_WAIT, AlertKind.QUEUE_DEPTH, AlertKind.NO_WORKERS, AlertKind.WORKERS_LOST}),
         (_of_failures, {AlertKind.FAILURE_RATE}),
@@ -156,6 +160,13 @@ def _judge(rules: Rules, *, judges_workers: bool) -> tuple[dict[tuple[str, str],
             logger.exception("Alerts of the kinds %s can't be judged now", ", ".join(sorted(kinds)))
         else:
             judged |= kinds
+    for path in rules.checks:
+        try:
+            found.update({(problem.kind, problem.subject): problem for problem in _of_check(path)})
+        except Exception:
+            logger.exception("The check %s failed: its alerts can't be judged now", path)
+        else:
+            judged.add(path)
     if not judges_workers:
         of_workers = {AlertKind.NO_WORKERS, AlertKind.WORKERS_LOST}
         return {key: problem for key, problem in found.items() if problem.kind not in of_workers}, judged - of_workers
@@ -199,6 +210,18 @@ def _of_queues(rules: Rules) -> Iterator[Problem]:
         yield from _without_workers(waiting, workers)
     if rules.limits(AlertKind.WORKERS_LOST) is not None:
         yield from _lost_workers(workers)
+
+
+def _of_check(path: str) -> list[Problem]:
+    """Return what a callable of the project finds: pairs of what it is about and a sentence."""
+    return [
+        Problem(
+            AlertKind.CHECK,
+            clean_text(f"{path} {subject}".strip(), SHORT),
+            {"check": path, "about": clean_text(subject, SHORT), "text": clean_text(text, MESSAGE)},
+        )
+        for subject, text in import_string(path)()
+    ]
 
 
 def _without_workers(waiting: dict[str, Waiting], workers: Workers) -> Iterator[Problem]:

@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
             name='Alert',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('failure_rate', 'Failure rate'), ('oldest_wait', 'Oldest wait'), ('queue_depth', 'Queue depth'), ('workers_lost', 'Worker lost'), ('no_workers', 'No workers'), ('missed_schedule', 'Missed schedule')], max_length=20, verbose_name='kind')),
+                ('kind', models.CharField(choices=[('failure_rate', 'Failure rate'), ('oldest_wait', 'Oldest wait'), ('queue_depth', 'Queue depth'), ('workers_lost', 'Worker lost'), ('no_workers', 'No workers'), ('missed_schedule', 'Missed schedule'), ('check', 'Check of the project')], max_length=20, verbose_name='kind')),
                 ('subject', models.CharField(blank=True, max_length=255, verbose_name='subject')),
                 ('opened_at', models.DateTimeField(db_default=powercrud_dashboard.models.database.Now(), verbose_name='opened at')),
                 ('resolved_at', models.DateTimeField(blank=True, null=True, verbose_name='resolved at')),

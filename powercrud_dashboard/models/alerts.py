@@ -33,6 +33,8 @@ class AlertKind(models.TextChoices):
     WORKERS_LOST = "workers_lost", _("Worker lost")
     NO_WORKERS = "no_workers", _("No workers")
     MISSED_SCHEDULE = "missed_schedule", _("Missed schedule")
+    #: What a callable of the project has found.
+    CHECK = "check", _("Check of the project")
 
 
 class AlertEvent(models.TextChoices):
@@ -82,7 +84,8 @@ class Alert(models.Model):
     """Something that is wrong, or was."""
 
     kind = CharField(_("kind"), max_length=20, choices=AlertKind)
-    #: What it is about: a function, a queue, a worker or a schedule; empty for the whole installation.
+    #: What it is about: a function, a queue, a worker or a schedule, or a check of the project and what it has named;
+    #: empty for the whole installation.
     subject = CharField(_("subject"), max_length=255, blank=True)
     opened_at = models.DateTimeField(_("opened at"), db_default=Now())
     resolved_at = models.DateTimeField(_("resolved at"), null=True, blank=True)

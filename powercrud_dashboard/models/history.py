@@ -12,6 +12,7 @@ from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from powercrud_dashboard import extension
 from powercrud_dashboard.models.chains import ChainQuerySet
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.coordination import ActiveTask
@@ -114,12 +115,14 @@ class TaskRecordQuerySet(ChainQuerySet["TaskRecord"]):
         return self.filter(status__in=UNFINISHED)
 
     def visible_to(self, user: AbstractUser | AnonymousUser) -> TaskRecordQuerySet:
-        """The records this person may see: all with the view permission, else the own ones."""
+        """The records this person may see: all with the view permission, else the own ones.
+
+        ``DASHBOARD_CLASS`` may have other rules.
+        """
         if not user.is_authenticated or not user.is_active:
             return self.none()
-        if user.has_perm("powercrud_dashboard.view_taskrecord"):
-            return self.all()
-        return self.filter(user_id=user.pk)
+        dashboard = extension.dashboard()
+        return self.all() if dashboard.may_view_all(user) else dashboard.visible_tasks(self.all(), user)
 
     def abandoned(self, seconds: float) -> TaskRecordQuerySet:
         """Unfinished records of managers' tasks that no queued or running task stands behind any more."""

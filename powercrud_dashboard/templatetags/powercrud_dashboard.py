@@ -18,7 +18,7 @@ from django.utils.formats import number_format
 from django.utils.translation import gettext, gettext_lazy
 from django_htmx.middleware import HtmxDetails
 
-from powercrud_dashboard.dashboard import access, formatting
+from powercrud_dashboard.dashboard import access, customized, formatting
 from powercrud_dashboard.dashboard.formatting import Moment
 from powercrud_dashboard.dashboard.links import URL_NAME, dashboard_url
 from powercrud_dashboard.dashboard.listing import Count, Listing, capped_counts
@@ -245,6 +245,12 @@ def task_tray(context: Context) -> dict[str, Any]:
 
 
 @register.filter
+def person(record: TaskRecord) -> str:
+    """Return who launched the task; "" for nobody."""
+    return customized.user_text(record)
+
+
+@register.filter
 def last_key(lines: Sequence[TaskLogLine]) -> int:
     """Return the key of the last of these lines; 0 if there is none."""
     return lines[-1].pk if lines else 0
@@ -289,5 +295,6 @@ def task_panel(context: Context) -> dict[str, Any]:
         "locks_url": reverse("admin:powercrud_dashboard_taskrecord_locks", current_app=site)
         if access.has_permission(request.user, "view_conflictlock")
         else "",
+        "index_panel": customized.index_panel(request),
         "failures_url": reverse("admin:powercrud_dashboard_taskrecord_failures", current_app=site),
     }

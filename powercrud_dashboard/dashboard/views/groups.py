@@ -205,7 +205,9 @@ class GroupActionView(ManyTasksView):
         records = select[action]()
         selected = list(records.defer(*WIDE_COLUMNS)[:MAX_SELECTED])
         left = records.count() - MAX_SELECTED if len(selected) == MAX_SELECTED else 0
-        rejected = self.act_on(selected, action)
+        refusals = [(record, access.refusal(request.user, PERMISSIONS[action], record)) for record in selected]
+        rejected = [(record, reason) for record, reason in refusals if reason]
+        rejected += self.act_on([record for record, reason in refusals if not reason], action)
         done = len(selected) - len(rejected)
         if done:
             texts = {

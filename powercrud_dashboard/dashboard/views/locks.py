@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.views.generic.base import TemplateResponseMixin
 
 from powercrud_dashboard.async_manager import AsyncManager
-from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard import access, customized
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS, CappedCount, Count
 from powercrud_dashboard.dashboard.live import MAX_LOCKS, LiveTask, live_tasks
 from powercrud_dashboard.dashboard.locking import matching_locks, texts_of
@@ -61,7 +61,7 @@ class Holder:
 
     @property
     def person(self) -> str:
-        return self.record.user_label if self.record else str(self.active.user or "")
+        return customized.user_text(self.record) if self.record else str(self.active.user or "")
 
 
 class LockListView(RefreshingPageView):
@@ -121,7 +121,11 @@ class LockListView(RefreshingPageView):
                 self.url("change", records[active.task_name].pk) if active.task_name in records else "",
                 [
                     LockedObject(
-                        texts.get((active.task_name, lock.model_label, lock.object_id)) or str(lock),
+                        customized.object_text(
+                            lock.model_label,
+                            lock.object_id,
+                            texts.get((active.task_name, lock.model_label, lock.object_id)) or str(lock),
+                        ),
                         links.url(lock.model_label, lock.object_id),
                         self.url("release", lock.pk) if may_release else "",
                     )

@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.views.generic.base import TemplateResponseMixin
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard import access, customized
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPageView
 from powercrud_dashboard.engine import messages as queued
@@ -68,7 +68,7 @@ class MessageRow:
     @property
     def person(self) -> str:
         if self.record is not None:
-            return self.record.user_label
+            return customized.user_text(self.record)
         return str(self.active.user or "") if self.active else ""
 
     @property

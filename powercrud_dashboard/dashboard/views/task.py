@@ -15,7 +15,7 @@ from django.views.generic.base import TemplateResponseMixin
 from django.views.generic.edit import FormMixin
 from django_htmx.http import HTMX_STOP_POLLING
 
-from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard import access, customized
 from powercrud_dashboard.dashboard.document import document_of
 from powercrud_dashboard.dashboard.formatting import readable_json
 from powercrud_dashboard.dashboard.forms import ArgumentsForm
@@ -116,6 +116,9 @@ class TaskView(RefreshingPageView):
             group_url=self.url("group", record.group) if record.group else "",
             retry_objects_url=self._retry_objects_url(),
             log=self._log(),
+            arguments_text=customized.arguments_text(record),
+            result_text=customized.result_text(record) if record.status == TaskStatus.SUCCESS else None,
+            task_panel=customized.task_panel(record, self.request),
             raw_url=self.url("raw", record.pk),
             edit_url=self.url("edit", record.pk) if access.may_edit_and_retry(user, record) else "",
             bulk_url=self.url("bulk") if access.may_delete(user, record) else "",
@@ -192,7 +195,11 @@ class TaskView(RefreshingPageView):
             return [ShownObject(text) for text in described]
         links = ObjectLinks(self.site, self.request)
         return [
-            ShownObject(str(item), links.url_in(self.record, item.model_label, item.object_id), item)
+            ShownObject(
+                customized.object_text(item.model_label, item.object_id, str(item)),
+                links.url_in(self.record, item.model_label, item.object_id),
+                item,
+            )
             for item in entries
         ]
 

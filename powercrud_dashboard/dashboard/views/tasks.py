@@ -40,6 +40,7 @@ from powercrud_dashboard.dashboard.views.base import (
 )
 from powercrud_dashboard.engine import pruning
 from powercrud_dashboard.exceptions import TaskBusy
+from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskObject, TaskRecord, TaskStatus
 from powercrud_dashboard.models.labels import name_of_row, row_label
 from powercrud_dashboard.models.search import CONSIDERED, named_objects
@@ -210,13 +211,15 @@ class TaskListView(RefreshingPageView):
         """Return the form with the filters as HTML. A process keeps it for lists without any, as most are."""
         url = self.url("suggestions")
         key = get_language(), self.listing.status, url
-        if not self.listing.filter.is_active and (kept := _empty_forms.get(key)):
+        # The choices of a project's filter may change.
+        is_kept = not (self.listing.filter.is_active or dashboard().filters)
+        if is_kept and (kept := _empty_forms.get(key)):
             return kept
         context = {"filter": self.listing.filter, "status": self.listing.status, "suggestions_url": url}
         html = render_to_string(
             "powercrud_dashboard/tasks/_filters.html", {**context, "found_objects": self._found_objects()}
         )
-        if not (self.listing.filter.is_active or settings.DEBUG):
+        if is_kept and not settings.DEBUG:
             _empty_forms[key] = html
         return html
 
@@ -227,7 +230,7 @@ class TaskListView(RefreshingPageView):
             return []
         entries = TaskObject.objects.all()
         if not access.has_permission(user, "view_taskrecord"):
-            entries = entries.filter(record__user=user.pk)
+            entries = entries.filter(record__in=TaskRecord.objects.visible_to(user))
         found = []
         for entry in named_objects(entries, text, FOUND_OBJECTS):
             query = QueryDict(mutable=True)
