@@ -39,6 +39,11 @@ def pause(kind: PauseKind | str, name: str, actor: Any = None, note: str = "") -
     return True
 
 
+def is_paused(kind: PauseKind | str, name: str) -> bool:
+    """Return whether a queue or function is paused."""
+    return Pause.objects.filter(kind=PauseKind(kind), name=clean_text(name, SHORT)).exists()
+
+
 def resume(kind: PauseKind | str, name: str, actor: Any = None) -> bool:
     """Let tasks of a queue or function start again. Return False if it is not paused.
 

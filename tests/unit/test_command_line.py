@@ -17,7 +17,7 @@ from django.core.management import CommandError, call_command
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.management.commands.pcrud import SUBCOMMANDS, Command
 from powercrud_dashboard.management.pcrud.console import Column, Console, cells_of
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, ConflictLock, Pause, TaskRecord, TaskStatus
 from powercrud_dashboard.signals import task_cancelled
 from tests.testapp import tasks
 from tests.workers import run_queue
@@ -273,6 +273,23 @@ def test_a_running_task_is_asked_to_stop(manager):
     assert run("pause", name) == (0, f"{name}: asked to pause\n", "")
     assert run("cancel", name) == (0, f"{name}: asked to stop\n", "")
     assert ActiveTask.objects.get().cancel_requested_at is not None
+
+
+@pytest.mark.parametrize(("option", "kind"), [("--queue", "queue"), ("--func", "function")])
+def test_a_dry_run_pauses_and_resumes_nothing(option, kind):
+    assert run("pause", option, "reports", "--dry-run") == (0, f"{kind} reports: would be paused\n", "")
+    assert not Pause.objects.exists()
+    assert run_json("pause", option, "reports")["results"] == [{kind: "reports", "done": True, "result": "paused"}]
+    assert run("pause", option, "reports", "--dry-run")[0] == 1
+    entry = {kind: "reports", "done": False, "result": "would be resumed"}
+    assert run_json("resume", option, "reports", "--dry-run")["results"] == [entry]
+    assert Pause.objects.count() == 1
+
+
+def test_options_that_would_do_nothing_are_wrong_arguments():
+    assert run("pause", "--all", "--note", "why")[0] == 2
+    assert run("pause", "--queue", "reports", "--release-locks")[0] == 2
+    assert not Pause.objects.exists()
 
 
 @pytest.mark.parametrize("subcommand", ["retry", "cancel", "pause", "resume"])

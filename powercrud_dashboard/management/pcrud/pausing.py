@@ -24,6 +24,8 @@ class _Pausing(BulkSubcommand):
     )
     #: What is said of a queue or function that is as it is wanted already.
     nothing_to_do = ""
+    #: Whether it is done to a queue or function that is paused.
+    is_for_paused = False
 
     def add_own_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--queue", metavar="NAME", help="The queue (cluster) itself, and no single tasks.")
@@ -37,24 +39,29 @@ class _Pausing(BulkSubcommand):
             return
         if options["tasks"] or options["all"] or filters_given(options):
             raise misused("Name tasks, or a queue or function; not both.")
-        results = {(kind, name): self._of_pause(kind, name, options) for kind, name in named.items()}
+        is_dry = options["dry_run"]
+        act = self._is_applicable if is_dry else self._of_pause
+        results = {(kind, name): act(kind, name, options) for kind, name in named.items()}
+        done_word = self._would_be if is_dry else self.done_word
+        said = {named: done_word if is_done else self.nothing_to_do for named, is_done in results.items()}
         console.document(
             {
                 "results": [
-                    {kind.value: name, "done": is_done, "result": self._said(is_done)}
+                    {kind.value: name, "done": is_done and not is_dry, "result": said[kind, name]}
                     for (kind, name), is_done in results.items()
                 ]
             }
         )
-        for (kind, name), is_done in results.items():
-            console.line(f"{kind.value} {name}: {self._said(is_done)}")
+        for (kind, name), text in said.items():
+            console.line(f"{kind.value} {name}: {text}")
         if not all(results.values()):
             raise failed(
                 f"Not {self.done_word}: {', '.join(name for (_kind, name), done in results.items() if not done)}"
             )
 
-    def _said(self, is_done: bool) -> str:
-        return self.done_word if is_done else self.nothing_to_do
+    def _is_applicable(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+        """Return whether there is something to do, without doing it."""
+        return pauses.is_paused(kind, name) == self.is_for_paused
 
     def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         raise NotImplementedError
@@ -70,6 +77,14 @@ class Pause(_Pausing):
         super().add_own_arguments(parser)
         parser.add_argument("--note", default="", help="Why the queue or function is paused; the pages show it.")
         parser.add_argument("--release-locks", action="store_true", help="Let others lock the objects of the tasks.")
+
+    def handle(self, console: Console, options: dict[str, Any]) -> None:
+        is_of_tasks = not (options["queue"] or options["func"])
+        if is_of_tasks and options["note"]:
+            raise misused("--note is kept with the pause of a queue or function (--queue, --func).")
+        if options["release_locks"] and not is_of_tasks:
+            raise misused("--release-locks is for tasks.")
+        super().handle(console, options)
 
     def operations(self, options: dict[str, Any], who: Operator) -> Operations:
         return Operations(who.actor, keep_locks=not options["release_locks"])
@@ -87,6 +102,7 @@ class Resume(_Pausing):
     help = "Resume paused tasks, a queue, or a function on all queues."
     done_word = "resumed"
     nothing_to_do = "is not paused"
+    is_for_paused = True
 
     def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         return pauses.resume(kind, name, operator(options).actor)
