@@ -4,10 +4,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import suppress
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
 import pytest
@@ -229,7 +230,28 @@ class InterruptedManager(DashboardAsyncManager):
         return super().cancel_task(task_name, user)
 
 
-def test_ctrl_c_ends_it_with_what_was_done():
+def press_ctrl_c(task_name: str, **kwargs: Any) -> None:
+    if TaskRecord.objects.cancelled().count() == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ctrl_c_ends_it_after_the_task_at_hand(manager):
+    names = [manager.launch_async_task(tasks.add, number) for number in range(3)]
+    task_cancelled.connect(press_ctrl_c)
+    try:
+        code, out, err = run("cancel", *names, "--json")
+    finally:
+        task_cancelled.disconnect(press_ctrl_c)
+    assert (code, err) == (1, "Interrupted: the other tasks were not changed.")
+    document = json.loads(out)
+    assert (document["done"], document["error"]) == (2, err)
+    assert [entry["task"] for entry in document["results"]] == names[:2]
+    assert set(TaskRecord.objects.cancelled().values_list("task_name", flat=True)) == set(names[:2])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupted_task_ends_it_with_what_was_done():
     names = [InterruptedManager().launch_async_task(tasks.add, number) for number in range(3)]
     code, out, err = run("cancel", "--all", "--yes", "--json")
     assert (code, err) == (1, "Interrupted: the other tasks were not changed.")
@@ -298,6 +320,22 @@ def test_nothing_is_chosen_by_accident(subcommand):
     assert run(subcommand, "a-task", "--all")[0] == 2
 
 
+def test_unfinished_tasks_are_known_by_their_names_also_without_a_history(manager, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RECORDER": None}
+    name = manager.launch_async_task(tasks.add, 1)
+    assert not TaskRecord.objects.exists()
+    assert run("pause", name[:8]) == (0, f"{name}: paused\n", "")
+    assert run("resume", name) == (0, f"{name}: resumed\n", "")
+    no_history = "No history is kept: DASHBOARD_RECORDER is None."
+    assert run("show", name) == (1, "", f"There is no task {name}. {no_history}")
+    ActiveTask.objects.claim(name, worker=None)
+    assert run("pause", name) == (0, f"{name}: asked to pause\n", "")
+    assert run("cancel", name) == (0, f"{name}: asked to stop\n", "")
+    other = manager.launch_async_task(tasks.add, 1)
+    assert run("cancel", other) == (0, f"{other}: cancelled\n", "")
+    assert run("cancel", other)[::2] == (1, f"There is no task {other}. {no_history}")
+
+
 # Locks
 
 
@@ -323,6 +361,17 @@ def test_locks_are_shown_by_holder_and_released_with_a_note(manager, make_projec
     assert event.actor_label.endswith("(command line)")
     assert run_json("release", "--holder", "nightly", "--yes")["done"] == 1
     assert [str(lock.object_id) for lock in ConflictLock.objects.all()] == [str(second)]
+
+
+def test_a_holder_must_be_clear(manager, make_projects):
+    for name, project in zip(("4b1daaaa", "4b1dbbbb", "4xx"), make_projects(3), strict=True):
+        manager.launch_async_task(tasks.add, 1, task_key=name, conflict_ids={"testapp.Project": [project.pk]})
+    code, _out, err = run("release", "--holder", "4b1d", "--yes")
+    assert (code, "several tasks" in err) == (1, True)
+    assert run("release", "--holder", "4", "--yes")[2] == "There is no such lock."
+    assert ConflictLock.objects.count() == 3
+    assert run("release", "--holder", "4b1da", "--yes")[0] == 0
+    assert ConflictLock.objects.count() == 2
 
 
 def test_what_to_release_must_be_named(manager):
@@ -428,6 +477,37 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=django_settings.ROOT,
         check=False,
     )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_terminal_has_no_character_for_is_no_error(manager, encoding):
+    manager.launch_async_task(tasks.add, 1, label="数える")
+    printed = TextIOWrapper(BytesIO(), encoding=encoding)
+    call_command("pcrud", "tasks", "--json", stdout=printed)
+    printed.seek(0)
+    assert json.load(printed)["tasks"][0]["label"] == "数える"
+    printed = TextIOWrapper(BytesIO(), encoding=encoding)
+    call_command("pcrud", "tasks", stdout=printed)
+    printed.seek(0)
+    assert "???" in printed.read()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("tasks", "--status", "bogus"), ("bogus",), ("tasks", "--bogus"), ("tasks", "--limit", "0")]
+)
+def test_the_exit_code_of_wrong_arguments_is_2_also_in_python(arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_an_error_is_in_the_document(manager):
+    code, out, err = run("show", "nowhere", "--json")
+    assert (code, json.loads(out)) == (1, {"error": err})
+    manager.launch_async_task(tasks.add, 1)
+    code, out, err = run("cancel", "--all", "--json")
+    assert (code, json.loads(out)["error"]) == (2, "There is no terminal to ask at. Confirm with --yes.")
+    answer = process("tasks", "--json", "--limit", "0")
+    assert answer.returncode == 2
+    assert "--limit" in json.loads(answer.stdout)["error"]
 
 
 def test_the_exit_code_of_wrong_arguments_is_2():

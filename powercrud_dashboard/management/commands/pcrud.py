@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser, no_translations
+from django.core.management.base import CommandParser, no_translations
 
-from powercrud_dashboard.management.pcrud.base import Subcommand
+from powercrud_dashboard.management.pcrud.base import Parser, StrictCommand, Subcommand
 from powercrud_dashboard.management.pcrud.bulk import Cancel, Retry
 from powercrud_dashboard.management.pcrud.console import Console
 from powercrud_dashboard.management.pcrud.doctor import Doctor
@@ -25,13 +25,13 @@ SUBCOMMANDS: dict[str, Subcommand] = {subcommand.name: subcommand() for subcomma
 EXIT_CODES = "Exit codes: 0 done, 1 something failed or was refused, 2 wrong arguments."
 
 
-class Command(BaseCommand):
+class Command(StrictCommand):
     help = f"Manages background tasks. {EXIT_CODES}"
     # It is needed most when something is wrong. The doctor runs the checks.
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        subparsers = parser.add_subparsers(dest="subcommand", metavar="subcommand", required=True)
+        subparsers = parser.add_subparsers(dest="subcommand", metavar="subcommand", required=True, parser_class=Parser)
         for name, subcommand in SUBCOMMANDS.items():
             subparser = subparsers.add_parser(
                 name,
@@ -48,7 +48,8 @@ class Command(BaseCommand):
         console = Console(
             self.stdout, self.stderr, self.style, is_json=options["json"], verbosity=options.get("verbosity", 1)
         )
-        SUBCOMMANDS[options["subcommand"]].handle(console, options)
+        with console.one_document():
+            SUBCOMMANDS[options["subcommand"]].handle(console, options)
 
 
 def _add_general_options(parser: argparse.ArgumentParser) -> None:

@@ -4,13 +4,13 @@ import math
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser, no_translations
+from django.core.management.base import CommandParser, no_translations
 from django.db import DatabaseError
 from django.utils import timezone
 
 from powercrud_dashboard.conf import MAX_RETENTION_DAYS, app_settings
 from powercrud_dashboard.engine.importing import Import, Summary
-from powercrud_dashboard.management.pcrud.base import failed, misused
+from powercrud_dashboard.management.pcrud.base import StrictCommand, failed, misused
 from powercrud_dashboard.management.pcrud.console import Console
 
 #: Rows that are read at once: with their arguments and results they may be large.
@@ -28,7 +28,7 @@ _COUNTS = {
 }
 
 
-class Command(BaseCommand):
+class Command(StrictCommand):
     help = (
         "Brings the finished tasks in django-q2's own table into the history. It can be run again at any time: what is "
         "recorded already is left out, so that it goes on where it was stopped."
@@ -45,6 +45,10 @@ class Command(BaseCommand):
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
         console = Console(self.stdout, self.stderr, self.style, is_json=options["json"], verbosity=options["verbosity"])
+        with console.one_document():
+            self._import(console, options)
+
+    def _import(self, console: Console, options: dict[str, Any]) -> None:
         if app_settings.DASHBOARD_RECORDER is None:
             raise failed("DASHBOARD_RECORDER is None: no history is kept that they could be brought into.")
         size = options["batch_size"]

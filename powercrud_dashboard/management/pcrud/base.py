@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.management.base import CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from powercrud_dashboard.management.pcrud.console import Console
 
@@ -24,6 +30,66 @@ def failed(text: str) -> CommandError:
 def misused(text: str) -> CommandError:
     """Return the error of a command that can't do anything with its arguments."""
     return CommandError(text, returncode=USAGE)
+
+
+class Parser(CommandParser):
+    """Refuses arguments with the same exit code, whoever has called the command."""
+
+    def error(self, message: str) -> Any:
+        if not self.called_from_command_line:
+            raise misused(f"Error: {message}")
+        if "--json" in sys.argv:
+            self._print_message(f"{json.dumps({'error': message}, indent=2)}\n", sys.stdout)
+        super().error(message)
+
+
+class StrictCommand(BaseCommand):
+    """A command whose exit code for wrong arguments is always that of usage errors."""
+
+    def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(*args, **kwargs)
+        # Django leaves no choice of the class.
+        parser.__class__ = Parser
+        return parser
+
+
+class Interruptible(AbstractContextManager["Interruptible"]):
+    """Iterates over items. Ctrl-C stops that after the item at hand; only a second one interrupts that item, too."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = items
+        #: Whether items were left out.
+        self.is_interrupted = False
+        self._is_to_stop = False
+        self._earlier: Any = None
+
+    def __enter__(self) -> Interruptible:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGINT, self._stop_soon)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        self._listen_no_more()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.is_interrupted = True
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            if self._is_to_stop:
+                self.is_interrupted = True
+                return
+            yield item
+
+    def _stop_soon(self, number: int, frame: object) -> None:
+        self._is_to_stop = True
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        if self._earlier is not None:
+            signal.signal(signal.SIGINT, self._earlier)
+            self._earlier = None
 
 
 class Subcommand:

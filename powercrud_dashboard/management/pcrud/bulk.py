@@ -11,7 +11,9 @@ from typing import Any
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.operations import Answer, Operations, is_done
 from powercrud_dashboard.dashboard.selection import BULK_ACTIONS, BulkAction, applicable
+from powercrud_dashboard.engine.status import has_ended, status_of
 from powercrud_dashboard.management.pcrud.base import (
+    Interruptible,
     Operator,
     Subcommand,
     add_user_argument,
@@ -21,7 +23,13 @@ from powercrud_dashboard.management.pcrud.base import (
     misused,
     operator,
 )
-from powercrud_dashboard.management.pcrud.choosing import add_filters, filters_given, listing, record_named
+from powercrud_dashboard.management.pcrud.choosing import (
+    add_filters,
+    filters_given,
+    listing,
+    record_named,
+    unfinished_named,
+)
 from powercrud_dashboard.management.pcrud.console import Console, counted
 from powercrud_dashboard.models import TaskRecord
 
@@ -111,7 +119,7 @@ class BulkSubcommand(Subcommand):
 
     def _on_named(self, console: Console, options: dict[str, Any], who: Operator) -> Results:
         results, operations = Results(), self.operations(options, who)
-        records = list({record.pk: record for record in map(record_named, options["tasks"])}.values())
+        records = list({record.task_name: record for record in map(self.named, options["tasks"])}.values())
 
         def act(record: TaskRecord) -> None:
             if refusal := self._refusal(record, options, who):
@@ -123,6 +131,10 @@ class BulkSubcommand(Subcommand):
 
         _to_each(console.progress(records, len(records)), act, results)
         return results
+
+    def named(self, name: str) -> TaskRecord:
+        """Return the record of the task that is named."""
+        return record_named(name)
 
     @property
     def _would_be(self) -> str:
@@ -235,11 +247,10 @@ def _records(keys: list[int]) -> Iterator[TaskRecord]:
 
 def _to_each(records: Iterable[TaskRecord], act: Callable[[TaskRecord], None], results: Results) -> None:
     """Call ``act`` with each record until somebody presses Ctrl-C: what was done is printed nevertheless."""
-    try:
-        for record in records:
+    with Interruptible(records) as remaining:
+        for record in remaining:
             act(record)
-    except KeyboardInterrupt:
-        results.is_interrupted = True
+    results.is_interrupted = remaining.is_interrupted
 
 
 class Retry(BulkSubcommand):
@@ -269,10 +280,8 @@ class Cancel(BulkSubcommand):
     help = "Cancel queued, running and paused tasks."
     done_word = "cancelled"
 
+    def named(self, name: str) -> TaskRecord:
+        return unfinished_named(name)
+
     def said_of(self, record: TaskRecord, answer: Answer) -> str:
-        return self.done_word if _is_finished(record) else "asked to stop"
-
-
-def _is_finished(record: TaskRecord) -> bool:
-    record.refresh_from_db(fields=["status"])
-    return record.is_finished
+        return self.done_word if has_ended(status_of(record.task_name)) else "asked to stop"

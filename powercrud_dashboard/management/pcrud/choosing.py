@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import django_filters
+from django.db.models import QuerySet
 
+from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.filters import MomentRangeFilter, SwitchFilter, TaskFilter
 from powercrud_dashboard.dashboard.listing import Listing
 from powercrud_dashboard.dashboard.statuses import TABS
 from powercrud_dashboard.management.pcrud.base import Operator, failed, misused
-from powercrud_dashboard.models import TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
 
 #: Filters that only links of the pages set, and the one for tasks of the person at the page.
 _WITHOUT_OPTION = ("since", "pattern", "mine")
@@ -100,6 +102,10 @@ def listing(options: dict[str, Any], operator: Operator, **more: str) -> Listing
     return found
 
 
+#: Said where a task is not found since there are no records.
+NO_HISTORY = "No history is kept: DASHBOARD_RECORDER is None."
+
+
 def record_named(name: str) -> TaskRecord:
     """Return the record of a task, for its name or the beginning of it.
 
@@ -107,11 +113,36 @@ def record_named(name: str) -> TaskRecord:
         CommandError: if there is none, or several begin so.
     """
     records = TaskRecord.objects.all()
-    if (exact := records.filter(task_name=name).first()) is not None:
-        return exact
-    found = list(records.filter(task_name__startswith=name).order_by("pk")[:2]) if len(name) >= LEAST_PREFIX else []
-    if not found:
-        raise failed(f"There is no task {name}.")
+    try:
+        return records.get(task_name=full_name(records, name))
+    except TaskRecord.DoesNotExist:
+        hint = f" {NO_HISTORY}" if app_settings.DASHBOARD_RECORDER is None else ""
+        raise failed(f"There is no task {name}.{hint}") from None
+
+
+def unfinished_named(name: str) -> TaskRecord:
+    """Return the record of a task that may be unfinished, as :func:`record_named` does.
+
+    Where no history is kept, an unfinished task has an unsaved record.
+    """
+    if app_settings.DASHBOARD_RECORDER is None:
+        tasks = ActiveTask.objects.tasks()
+        if (active := tasks.filter(task_name=full_name(tasks, name)).first()) is not None:
+            names = ("task_name", "label", "user", "manager_class", "manager_config")
+            return TaskRecord(status=active.state, **{name: getattr(active, name) for name in names})
+    return record_named(name)
+
+
+def full_name(rows: QuerySet[Any], name: str) -> str:
+    """Return the name that is meant by it or its beginning among these rows; as it is given if none is.
+
+    Raises:
+        CommandError: if several begin so.
+    """
+    if len(name) < LEAST_PREFIX or rows.filter(task_name=name).exists():
+        return name
+    begin_so = rows.filter(task_name__startswith=name).order_by("task_name")
+    found = list(begin_so.values_list("task_name", flat=True).distinct()[:2])
     if len(found) > 1:
         raise failed(f"The names of several tasks begin with {name}. Give more of it.")
-    return found[0]
+    return str(found[0]) if found else name

@@ -7,10 +7,12 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from django.core.management.base import OutputWrapper
+from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import Style
 from django.core.serializers.json import DjangoJSONEncoder
 
@@ -51,6 +53,7 @@ class Console:
         #: Whether the result is printed as one JSON document.
         self.is_json = is_json
         self._is_quiet = verbosity == 0
+        self._document: Any = None
 
     @property
     def width(self) -> int:
@@ -60,7 +63,9 @@ class Console:
     def line(self, text: object = "", style: Any = None) -> None:
         """Print a line, or several, without what would control the terminal; nothing where JSON is printed."""
         if not self.is_json:
-            self._stdout.write(printable(str(text)), style)
+            # What the terminal has no character for is no reason to print nothing.
+            encoding = self._encoding
+            self._stdout.write(printable(str(text)).encode(encoding, "replace").decode(encoding), style)
 
     def note(self, text: str) -> None:
         """Print a remark that is not part of the result."""
@@ -68,9 +73,35 @@ class Console:
             self._stderr.write(printable(text))
 
     def document(self, value: Any) -> None:
-        """Print the result as JSON, where it is wanted."""
-        if self.is_json:
-            self._stdout.write(json.dumps(value, indent=2, ensure_ascii=False, cls=DjangoJSONEncoder))
+        """Note the result that is printed as JSON, where it is wanted, at the end."""
+        self._document = value
+
+    @contextmanager
+    def one_document(self) -> Iterator[None]:
+        """Print what the block has noted as its result, with its error if it raises one, where JSON is wanted."""
+        try:
+            yield
+        except CommandError as error:
+            known = self._document if isinstance(self._document, dict) else {}
+            self._print_json({**known, "error": str(error)})
+            raise
+        self._print_json(self._document)
+
+    def _print_json(self, value: Any) -> None:
+        if not self.is_json:
+            return
+        write = partial(json.dumps, value, indent=2, cls=DjangoJSONEncoder)
+        text = write(ensure_ascii=False)
+        try:
+            text.encode(self._encoding)
+        except UnicodeEncodeError:
+            text = write()
+        self._stdout.write(text)
+
+    @property
+    def _encoding(self) -> str:
+        """The encoding of the standard output; a text buffer takes any character."""
+        return getattr(self._stdout, "encoding", None) or "utf-8"
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
         """Print a table of texts. Columns that give way are shortened until it fits."""

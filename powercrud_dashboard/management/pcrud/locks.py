@@ -13,6 +13,7 @@ from powercrud_dashboard.dashboard.listing import CappedCount
 from powercrud_dashboard.dashboard.locking import matching_locks, texts_of
 from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.management.pcrud.base import (
+    Interruptible,
     Subcommand,
     add_limit,
     add_user_argument,
@@ -22,6 +23,7 @@ from powercrud_dashboard.management.pcrud.base import (
     misused,
     operator,
 )
+from powercrud_dashboard.management.pcrud.choosing import full_name
 from powercrud_dashboard.management.pcrud.console import Column, Console, counted
 from powercrud_dashboard.management.pcrud.tasks import short_name
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
@@ -50,8 +52,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 def _chosen(options: dict[str, Any], locks: QuerySet[ConflictLock]) -> QuerySet[ConflictLock]:
     """Return those of the locks that the options mean."""
     if holder := options["holder"]:
-        exact = locks.filter(active_task__task_name=holder)
-        locks = exact if exact.exists() else locks.filter(active_task__task_name__startswith=holder)
+        locks = locks.filter(active_task__task_name=full_name(ActiveTask.objects.all(), holder))
     if options["objects"]:
         found = locks.none()
         for text in options["objects"]:
@@ -173,23 +174,26 @@ class Release(Subcommand):
         self._ask(console, keys, options)
         actor, manager = operator(options).actor, AsyncManager.resolve_manager()
         entries: list[dict[str, Any]] = []
-        for pk in console.progress(keys, len(keys)):
-            lock = ConflictLock.objects.select_related("active_task").filter(pk=pk).first()
-            if lock is None:
-                # Its holder has ended meanwhile, which is what was wanted.
-                continue
-            entry = {"holder": lock.active_task.task_name, "model": lock.model_label, "id": lock.object_id}
-            try:
-                manager.release_conflict_lock(lock, user=actor, note=options["note"])
-                entries.append({**entry, "done": True, "result": "released"})
-            except TaskBusy as error:
-                entries.append({**entry, "done": False, "result": str(error)})
+        with Interruptible(console.progress(keys, len(keys))) as remaining:
+            for pk in remaining:
+                lock = ConflictLock.objects.select_related("active_task").filter(pk=pk).first()
+                if lock is None:
+                    # Its holder has ended meanwhile, which is what was wanted.
+                    continue
+                entry = {"holder": lock.active_task.task_name, "model": lock.model_label, "id": lock.object_id}
+                try:
+                    manager.release_conflict_lock(lock, user=actor, note=options["note"])
+                    entries.append({**entry, "done": True, "result": "released"})
+                except TaskBusy as error:
+                    entries.append({**entry, "done": False, "result": str(error)})
         done = [entry for entry in entries if entry["done"]]
         refused = [entry for entry in entries if not entry["done"]]
         console.document({"done": len(done), "refused": len(refused), "results": entries})
         for entry in refused:
             console.line(f"{entry['model']} {entry['id']}: {entry['result']}")
         console.line(f"{counted(len(done), 'lock')} released")
+        if remaining.is_interrupted:
+            raise failed("Interrupted: the other locks were not released.")
         if refused:
             raise failed(f"{counted(len(refused), 'lock')} not released.")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from powercrud_dashboard.dashboard.operations import Answer, Operations
 from powercrud_dashboard.engine import pauses
+from powercrud_dashboard.engine.status import status_of
 from powercrud_dashboard.management.pcrud.base import Operator, failed, misused, operator
 from powercrud_dashboard.management.pcrud.bulk import BulkSubcommand
-from powercrud_dashboard.management.pcrud.choosing import filters_given
+from powercrud_dashboard.management.pcrud.choosing import filters_given, unfinished_named
 from powercrud_dashboard.management.pcrud.console import Console
 from powercrud_dashboard.models import TaskRecord, TaskStatus
 from powercrud_dashboard.models.pausing import PauseKind
@@ -30,6 +31,9 @@ class _Pausing(BulkSubcommand):
     def add_own_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--queue", metavar="NAME", help="The queue (cluster) itself, and no single tasks.")
         parser.add_argument("--func", metavar="PATH", help="The function itself, on all queues, and no single tasks.")
+
+    def named(self, name: str) -> TaskRecord:
+        return unfinished_named(name)
 
     def handle(self, console: Console, options: dict[str, Any]) -> None:
         wanted = {PauseKind.QUEUE: options["queue"], PauseKind.FUNCTION: options["func"]}
@@ -90,8 +94,7 @@ class Pause(_Pausing):
         return Operations(who.actor, keep_locks=not options["release_locks"])
 
     def said_of(self, record: TaskRecord, answer: Answer) -> str:
-        record.refresh_from_db(fields=["status"])
-        return self.done_word if record.status == TaskStatus.PAUSED else "asked to pause"
+        return self.done_word if status_of(record.task_name) == TaskStatus.PAUSED else "asked to pause"
 
     def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         return pauses.pause(kind, name, operator(options).actor, options["note"])
