@@ -6,18 +6,20 @@ import math
 import statistics
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import DurationField, Exists, OuterRef, Subquery, Value
+from django.db.models import BooleanField, DurationField, Exists, ExpressionWrapper, OuterRef, Subquery, Value
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
 from powercrud_dashboard.dashboard.formatting import duration
 from powercrud_dashboard.dashboard.listing import CAP, CappedCount, Count
+from powercrud_dashboard.engine import plain
 from powercrud_dashboard.engine.processes import max_heartbeat_age
-from powercrud_dashboard.models import ActiveTask, Alert, TaskRecord, WorkerProcess
+from powercrud_dashboard.engine.vitals import plain_waiting, with_message
+from powercrud_dashboard.models import ActiveTask, Alert, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.pausing import Pause
 from powercrud_dashboard.models.prepared import values_of
@@ -137,25 +139,27 @@ class Pulse:
 def _workers() -> dict[str, tuple[int, int]]:
     """Return the number of workers of each queue, and how many of them run a task."""
     tasks = ActiveTask.objects.running().filter(worker=OuterRef("pk"), worker__isnull=False)
+    running = plain.unfinished().filter(status=TaskStatus.IN_PROGRESS)
+    observed = running.filter(worker_host=OuterRef("host"), worker_pid=OuterRef("pid"))
+    is_busy = ExpressionWrapper(Exists(tasks) | Exists(observed), output_field=BooleanField())
     alive = WorkerProcess.objects.alive_workers(max_heartbeat_age())
     found: dict[str, tuple[int, int]] = {}
-    for cluster, is_busy in alive.values_list("cluster", Exists(tasks)):
+    for cluster, has_task in alive.values_list("cluster", is_busy):
         number, busy = found.get(cluster, (0, 0))
-        found[cluster] = number + 1, busy + is_busy
+        found[cluster] = number + 1, busy + has_task
     return found
 
 
 def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
     names = frozenset(served | {""} if queue.current_cluster() in served else served)
-    counts_failures = open_failures is None
-    number, since, read_at, unserved_queue, ends, run_time, failures, has_pauses, has_alerts, *arrivals = values_of(
-        lambda: _expressions(names, counts_failures), "pulse", names, counts_failures, CAP
+    counts_failures, has_messages = open_failures is None, queue.untaken_messages() is not None
+    read_at, ends, run_time, failures, has_pauses, has_alerts, *values = values_of(
+        lambda: [*_rates(counts_failures), *_waiting(names)], "pulse", names, counts_failures, has_messages, CAP
     )
+    arrivals, waiting = values[:PERIODS], values[PERIODS:]
     minutes = PERIOD / timedelta(minutes=1)
     return {
-        "waiting": Count.capped(number, CAP),
-        "oldest_wait": max(read_at - since, timedelta()) if since else None,
-        "unserved_queue": "" if unserved_queue is None else unserved_queue or queue.current_cluster(),
+        **_what_waits(read_at, waiting),
         "arriving": arrivals[0] / minutes,
         "ending": ends / minutes,
         "steadily_arriving": statistics.median(arrivals) / minutes,
@@ -166,19 +170,12 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
     }
 
 
-def _expressions(served: Collection[str], counts_failures: bool) -> list[Any]:
-    waiting = ActiveTask.objects.ready().filter(missing_since=None).order_by("queued_at")
-    # Tasks that nobody takes are soon the oldest.
-    oldest = waiting.filter(pk__in=waiting.values("pk")[:LOOKED_THROUGH])
-    unserved = oldest.exclude(cluster__in=served)
+def _rates(counts_failures: bool) -> list[Any]:
     ended = TaskRecord.objects.order_by("-finished_at")
     ran = ended.filter(finished_at__gte=Now() - PERIODS * PERIOD, started_at__isnull=False).values("run_time")
     failed = TaskRecord.objects.open_failures().order_by("-finished_at").values("pk")
     return [
-        CappedCount(waiting.values("queued_at")[: CAP + 1]),
-        Subquery(waiting.values("queued_at")[:1]),
         Now(),
-        Subquery(unserved.values("cluster")[:1]),
         _number_in("finished_at"),
         _MeanOf(ran[:SAMPLE]),
         CappedCount(failed[: CAP + 1]) if counts_failures else Value(0),
@@ -186,6 +183,44 @@ def _expressions(served: Collection[str], counts_failures: bool) -> list[Any]:
         Exists(Alert.objects.all().open().unacknowledged()),
         *(_number_in("created_at", period * PERIOD) for period in range(PERIODS)),
     ]
+
+
+def _waiting(served: Collection[str]) -> list[Any]:
+    """Return the number, the oldest time and a queue without a worker: of managers' tasks, of others, of messages."""
+    waiting = ActiveTask.objects.ready().filter(missing_since=None)
+    recorded = plain.unfinished().filter(status=TaskStatus.PENDING)
+    found = [*_of_rows(waiting, "queued_at", "cluster", served), *_of_rows(recorded, "created_at", "cluster", served)]
+    if (messages := queue.untaken_messages()) is not None:
+        # Their lock is the time of the launch.
+        found += _of_rows(messages, "lock", "key", served)
+        found.append(CappedCount(with_message().values("pk")[: CAP + 1]))
+    return found
+
+
+def _of_rows(rows: Any, since: str, name: str, served: Collection[str]) -> list[Any]:
+    in_order = rows.order_by(since)
+    # Tasks that nobody takes are soon the oldest.
+    oldest = in_order.filter(pk__in=in_order.values("pk")[:LOOKED_THROUGH])
+    return [
+        CappedCount(in_order.values(since)[: CAP + 1]),
+        Subquery(in_order.values(since)[:1]),
+        Subquery(oldest.exclude(**{f"{name}__in": served}).values(name)[:1]),
+    ]
+
+
+def _what_waits(read_at: datetime, values: list[Any]) -> dict[str, Any]:
+    number, *of_managers = values[:3]
+    recorded, *of_recorded = values[3:6]
+    messages, since, unserved, with_messages = values[6:] or (0, None, None, 0)
+    has_unrecorded = messages > with_messages
+    parts = [of_managers, of_recorded, [since, unserved] if has_unrecorded else [None, None]]
+    times = [since for since, _unserved in parts if since is not None]
+    queues = [name or queue.current_cluster() for _since, name in parts if name is not None]
+    return {
+        "waiting": Count.capped(number + plain_waiting(recorded, messages, with_messages), CAP),
+        "oldest_wait": max(read_at - min(times), timedelta()) if times else None,
+        "unserved_queue": queues[0] if queues else "",
+    }
 
 
 def _number_in(column: str, ago: timedelta = timedelta()) -> CappedCount:

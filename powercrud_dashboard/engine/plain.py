@@ -31,6 +31,7 @@ from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_fu
 from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction, short_wait_on_sqlite
+from powercrud_dashboard.models.history import TaskRecordQuerySet
 from powercrud_dashboard.q2 import observe, queue
 from powercrud_dashboard.q2.observe import Message
 from powercrud_dashboard.text import SHORT, clean_text
@@ -184,6 +185,13 @@ def record_running(message: Message, started_at: datetime) -> None:
         observed.record_started(PlainTask(**_facts(message)), started_at, **where)
 
 
+def unfinished() -> TaskRecordQuerySet:
+    """Return the records of those that wait or run."""
+    # All conditions of the index.
+    records = TaskRecord.objects.unfinished().filter(source=Source.DJANGO_Q, finished_at=None)
+    return records.exclude(source="")
+
+
 # What people do to them
 
 
@@ -194,7 +202,7 @@ def cancel(task_name: str, actor: Any) -> bool:
         TaskNotCancellable: if the message can't be taken out of the queue.
         TaskBusy: if another session keeps the record locked in the database, and does not finish.
     """
-    record, recorder = _unfinished().filter(task_name=task_name).first(), registry.recorder_for(None)
+    record, recorder = unfinished().filter(task_name=task_name).first(), registry.recorder_for(None)
     if record is None or recorder is None:
         return False
     if record.status == TaskStatus.IN_PROGRESS:
@@ -214,7 +222,7 @@ _CANCEL_REQUESTED = "cancel_requested"
 
 def _ask_to_stop(record: TaskRecord, actor: Any, recorder: Any) -> bool:
     with impatient_transaction():
-        if not _unfinished().filter(pk=record.pk).lock() or is_to_stop(record.task_name):
+        if not unfinished().filter(pk=record.pk).lock() or is_to_stop(record.task_name):
             return False
         recorder.record_lifecycle_events(record.task_name, [(_CANCEL_REQUESTED, {"actor": actor})])
     return True
@@ -308,17 +316,13 @@ def _withdraw_failed(task_name: str) -> None:
 # Those that are lost
 
 
-def _unfinished() -> Any:
-    return TaskRecord.objects.unfinished().filter(source=Source.DJANGO_Q)
-
-
 def seem_lost() -> set[str]:
     """Return the names of the recorded running tasks whose worker process sends no heartbeat, or is gone.
 
     One that has just ended may be among them: what is still so after a few seconds is lost.
     """
-    running = list(
-        _unfinished()
+    running: list[Any] = list(
+        unfinished()
         .filter(status=TaskStatus.IN_PROGRESS)
         .values_list("task_name", "worker_host", "worker_pid", "started_at")
     )
@@ -348,7 +352,7 @@ def give_up(names: Iterable[str]) -> int:
     recorder = registry.recorder_for(None)
     if recorder is None:
         return 0
-    running = _unfinished().filter(status=TaskStatus.IN_PROGRESS, task_name__in=list(names))
+    running = unfinished().filter(status=TaskStatus.IN_PROGRESS, task_name__in=list(names))
     given_up = 0
     for name, started_at in running.values_list("task_name", "started_at"):
         lost = {**policy.failure_payload(FailureReason.WORKER_LOST), "started_at": started_at}
@@ -405,7 +409,7 @@ def settle_queued() -> int:
     """End or delete the records of queued tasks whose messages are gone; return how many."""
     old = timezone.now() - timedelta(seconds=QUEUED_AT_LEAST)
     names = list(
-        _unfinished()
+        unfinished()
         .filter(status=TaskStatus.PENDING, created_at__lt=old)
         .order_by("pk")
         .values_list("task_name", flat=True)[:CAUGHT_UP_AT_MOST]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, DateTimeField, Max, Min
+from django.db.models import Count, DateTimeField, F, Max, Min, Value
 from django.utils import timezone
 
-from powercrud_dashboard.engine import processes
-from powercrud_dashboard.models import ActiveTask, WorkerProcess
+from powercrud_dashboard.engine import plain, processes
+from powercrud_dashboard.models import ActiveTask, TaskStatus, WorkerProcess
+from powercrud_dashboard.models.coordination import ActiveTaskQuerySet, ActiveTaskState
 from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.q2 import queue
 
@@ -83,24 +85,71 @@ class Workers:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The tasks of a queue that a worker may take now."""
+    """The tasks of a queue that a worker may take now, those of plain django-q2 included."""
 
     tasks: int
     oldest_wait: timedelta
 
 
+def with_message() -> ActiveTaskQuerySet:
+    """Return the tasks of managers that may have one of the messages in an ORM broker's queue."""
+    has_not_begun = [ActiveTaskState.PENDING, ActiveTaskState.PAUSED]
+    return ActiveTask.objects.all().tasks().filter(state__in=has_not_begun).exclude(queue_receipt="")
+
+
+def plain_waiting(recorded: int, messages: int, of_managers: int) -> int:
+    """Return how many tasks of plain django-q2 wait.
+
+    Args:
+        recorded: those that are recorded: clusters record the oldest ones.
+        messages: the messages in the ORM broker's queue.
+        of_managers: those of them that are for tasks of managers.
+    """
+    return max(recorded, messages - of_managers)
+
+
 def waiting_by_queue() -> dict[str, Waiting]:
     """Return what waits in each queue with a waiting task, in one query."""
-    ready = ActiveTask.objects.ready().filter(missing_since=None).order_by()
-    rows = ready.values("cluster").annotate(
-        tasks=Count("pk"), since=Min("queued_at"), now=Max(Now(), output_field=DateTimeField())
-    )
-    found: dict[str, Waiting] = {}
-    for row in rows:
-        name, wait = row["cluster"] or queue.main_cluster(), _since(row["since"], row["now"])
-        before = found.get(name, Waiting(0, timedelta()))
-        found[name] = Waiting(before.tasks + row["tasks"], max(before.oldest_wait, wait))
-    return found
+    found: dict[str, dict[str, tuple[int, timedelta]]] = {}
+    for kind, cluster, tasks, since, now in _waiting_rows():
+        of_queue = found.setdefault(cluster or queue.main_cluster(), {})
+        before, wait = of_queue.get(kind, (0, timedelta()))
+        of_queue[kind] = before + tasks, max(wait, _since(since, now))
+    waiting = {name: _waiting(of_queue) for name, of_queue in found.items()}
+    return {name: its for name, its in waiting.items() if its.tasks}
+
+
+def _waiting(numbers: dict[str, tuple[int, timedelta]]) -> Waiting:
+    """Return what waits in a queue, from the numbers of ``_waiting_rows`` and the longest wait of each kind."""
+    none = 0, timedelta()
+    tasks, oldest = numbers.get(_READY, none)
+    recorded, recorded_wait = numbers.get(_RECORDED, none)
+    messages, message_wait = numbers.get(_MESSAGES, none)
+    of_managers, _wait = numbers.get(_OF_MANAGERS, none)
+    unrecorded_wait = message_wait if messages > of_managers else timedelta()
+    return Waiting(tasks + plain_waiting(recorded, messages, of_managers), max(oldest, recorded_wait, unrecorded_wait))
+
+
+_READY, _RECORDED, _MESSAGES, _OF_MANAGERS = "ready", "recorded", "messages", "of managers"
+
+
+def _waiting_rows() -> Iterable[tuple[str, str, int, datetime, datetime]]:
+    """Return kind, queue, number and the oldest time of what waits, and the time now."""
+
+    def by_queue(kind: str, rows: Any, name: str, since: str) -> Any:
+        figures = {"tasks": Count("pk"), "since": Min(since), "now": Max(Now(), output_field=DateTimeField())}
+        counted = rows.order_by().values(queue=F(name)).annotate(kind=Value(kind), **figures)
+        return counted.values_list("kind", "queue", "tasks", "since", "now")
+
+    ready = ActiveTask.objects.ready().filter(missing_since=None)
+    recorded = plain.unfinished().filter(status=TaskStatus.PENDING)
+    others = [by_queue(_RECORDED, recorded, "cluster", "created_at")]
+    if (messages := queue.untaken_messages()) is not None:
+        others.append(by_queue(_OF_MANAGERS, with_message(), "cluster", "queued_at"))
+        # Their lock is the time of the launch, until a cluster takes them.
+        others.append(by_queue(_MESSAGES, messages, "key", "lock"))
+    rows: Iterable[Any] = by_queue(_READY, ready, "cluster", "queued_at").union(*others, all=True)
+    return rows
 
 
 def _since(moment: datetime, now: datetime) -> timedelta:

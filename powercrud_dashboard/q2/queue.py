@@ -15,6 +15,7 @@ from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import DatabaseError
+from django.db.models import QuerySet
 from django.utils import timezone
 from django_q import VERSION
 from django_q.brokers import Broker, get_broker
@@ -27,7 +28,7 @@ from django_q.status import Stat
 from django_q.tasks import async_task
 
 from powercrud_dashboard.models import WorkerProcess
-from powercrud_dashboard.models.database import coordination_db, in_chunks
+from powercrud_dashboard.models.database import Now, coordination_db, in_chunks
 from powercrud_dashboard.text import storable
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ SEEN_WITHIN = 6.0
 PROBE_PREFIX = "pcrud-probe-"
 #: Messages that are looked through in a queue; in a longer one nothing is missed.
 LISTED_AT_MOST = 20_000
+#: Messages that are counted for the pages and alerts.
+COUNTED_AT_MOST = 100_000
 
 
 class _ReceiptBroker:
@@ -417,6 +420,18 @@ def broker_answers() -> bool:
         logger.warning("The broker can't be reached", exc_info=True)
         return False
     return True
+
+
+def untaken_messages() -> QuerySet[OrmQ] | None:
+    """Return the messages of all queues that no cluster has taken; None if they are not in the coordination database.
+
+    Of a longer queue only some are among them, as each is a row to be read.
+    """
+    alias = coordination_db()
+    if broker_database() != alias:
+        return None
+    messages: QuerySet[OrmQ] = OrmQ.objects.using(alias).order_by()
+    return messages.filter(lock__lte=Now(), pk__in=messages.values("pk")[:COUNTED_AT_MOST])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -19,10 +20,13 @@ from django_q.brokers import get_broker
 from django_q.models import OrmQ, Task
 from django_q.tasks import async_task
 
-from powercrud_dashboard.engine import plain, statistics
+from powercrud_dashboard.dashboard.pulse import Pulse
+from powercrud_dashboard.engine import alerts, plain, statistics
+from powercrud_dashboard.engine.health import Health
 from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.engine.vitals import waiting_by_queue
 from powercrud_dashboard.exceptions import TaskNotCancellable, TaskNotRetryable
-from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, WorkerProcess
+from powercrud_dashboard.models import Alert, TaskEvent, TaskRecord, TaskStatistics, WorkerProcess
 from powercrud_dashboard.q2 import observe, queue
 from tests.conftest import REDIS
 from tests.testapp import tasks
@@ -341,6 +345,43 @@ def test_a_task_that_was_delivered_again_is_not_retried(manager, taken, record_o
         manager.retry_task(taken["id"])
     assert [message["id"] for message in observe.waiting(10)] == [taken["id"]]
     assert TaskRecord.objects.count() == 1
+
+
+# What the figures say of them
+
+
+def test_what_waits_and_runs_is_counted(manager, boss, django_assert_num_queries):
+    worker = WorkerProcess.objects.create(identity="1", host=socket.gethostname(), pid=os.getpid(), cluster="other")
+    plain.record_running(told(cluster="other"), timezone.now())
+    waiting_task()
+    manager.launch_async_task(tasks.add, 1)
+    for _number in range(3):
+        async_task(ADD, 1, 2)
+    # With Redis, what nobody has recorded is not counted.
+    expected = 2 if REDIS else 5
+    with django_assert_num_queries(2):
+        pulse = Pulse.now()
+    assert (pulse.waiting.number, pulse.busy, pulse.workers) == (expected, 1, 1)
+    assert pulse.unserved_queue == queue.current_cluster()
+    assert pulse.oldest_wait is not None
+    with django_assert_num_queries(1):
+        (waiting,) = waiting_by_queue().values()
+    assert waiting.tasks == expected
+    page = boss.get(reverse("admin:powercrud_dashboard_taskrecord_cluster")).content.decode()
+    assert ">given</a>" in page[page.index(f"Process {worker.pid}") :]
+
+
+def test_messages_that_nobody_takes_are_waited_for(settings):
+    async_task(ADD, 1, 2)
+    if REDIS:
+        plain.record_queued(observe.waiting(10))
+        TaskRecord.objects.update(created_at=timezone.now() - timedelta(hours=1))
+    OrmQ.objects.update(lock=timezone.now() - timedelta(hours=1))
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_ALERTS": {"queue_depth": {"tasks": 1}}}
+    assert Health.now().waiting == 1
+    assert Health.now().oldest_wait >= timedelta(hours=1)
+    alerts.evaluate()
+    assert {"oldest_wait", "queue_depth"} <= set(Alert.objects.values_list("kind", flat=True))
 
 
 # What is lost, and what is deleted

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import F, Min
+from django.db.models import F
 from django.http import QueryDict
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -13,9 +13,10 @@ from django.utils.translation import gettext as _
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.live import no_cluster_runs
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
+from powercrud_dashboard.engine import plain
 from powercrud_dashboard.engine.processes import max_heartbeat_age
-from powercrud_dashboard.engine.vitals import CLOCK_TOLERANCE
-from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
+from powercrud_dashboard.engine.vitals import CLOCK_TOLERANCE, waiting_by_queue
+from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind
 from powercrud_dashboard.q2 import queue, schedules
@@ -39,7 +40,7 @@ class ProcessRow:
 
     process: WorkerProcess
     heartbeat_age: timedelta
-    tasks: list[tuple[ActiveTask, str]]
+    tasks: list[tuple[ActiveTask | TaskRecord, str]]
 
     @property
     def is_silent(self) -> bool:
@@ -74,7 +75,7 @@ class ClusterView(RefreshingPageView):
         offsets = _clock_offsets(workers)
         offsets[socket.gethostname()] = own_offset
         schedule_count, missed_count = schedules.count()
-        oldest = ActiveTask.objects.ready().aggregate(oldest=Min("queued_at"))["oldest"]
+        oldest_wait = max((its.oldest_wait for its in waiting_by_queue().values()), default=None)
         return super().get_context_data(
             title=_("Cluster"),
             now=now,
@@ -94,7 +95,7 @@ class ClusterView(RefreshingPageView):
             pause_kinds=PauseKind.choices,
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
             **self.pauses(),
-            oldest_age=now - oldest if oldest else None,
+            oldest_age=oldest_wait,
             schedule_count=schedule_count,
             missed_count=missed_count,
             schedules_url=self.url("schedules"),
@@ -136,11 +137,18 @@ class ClusterView(RefreshingPageView):
             pk = keys.get(active.task_name)
             return self.url("change", pk) if pk else ""
 
+        observed: dict[tuple[str, int | None], list[TaskRecord]] = {}
+        running = plain.unfinished().filter(status=TaskStatus.IN_PROGRESS)
+        for record in running.only("label", "worker_host", "worker_pid"):
+            observed.setdefault((record.worker_host, record.worker_pid), []).append(record)
         return [
             ProcessRow(
                 process,
                 now - process.heartbeat_at,
-                [(active, url(active)) for active in tasks.get(process.pk, ())],
+                [
+                    *((active, url(active)) for active in tasks.get(process.pk, ())),
+                    *((it, self.url("change", it.pk)) for it in observed.get((process.host, process.pid), ())),
+                ],
             )
             for process in processes
         ]
