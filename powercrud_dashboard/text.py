@@ -337,7 +337,7 @@ def _printed(value: object, how: Callable[[Any], str], language: str | None) -> 
         with _language(language):
             # Other classes than str may have methods of their own.
             return str.__str__(how(value))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Other people's code: an error that can't be printed must not hide that there was one.
         return f"<{type(value).__qualname__} that can't be printed: {type(error).__name__}>"
 

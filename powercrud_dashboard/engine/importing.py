@@ -110,7 +110,7 @@ class Import:
 
     def _write(self, rows: Sequence[FinishedTask]) -> None:
         try:
-            written = observed.record_ended([_ended(row) for row in rows])
+            written = observed.record_ended([_ended(row) for row in rows], by_rows=True)
         except (OperationalError, InterfaceError):
             # The database does not answer, whatever the rows are.
             raise

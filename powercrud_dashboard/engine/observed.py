@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from django.db import IntegrityError
 from django.db.models import F, Q
@@ -89,6 +89,9 @@ class EndedTask(PlainTask):
     worker_pid: int | None = None
 
 
+Told = TypeVar("Told", bound=PlainTask)
+
+
 def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event]) -> None:
     """Write what is told of a task.
 
@@ -123,13 +126,17 @@ def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event])
             recorder.record_lifecycle_events(name, new)
 
 
-def record_ended(tasks: Iterable[EndedTask]) -> int:
+def record_ended(tasks: Iterable[EndedTask], *, by_rows: bool = False) -> int:
     """Write how tasks of plain django-q2 have ended, some of them in each transaction.
 
     A task without a record gets one. One that is recorded as queued or running, as lost, or as cancelled in the queue,
     ends. One that is recorded as failed and that django-q2 has run again since gets its newer end. All else is known
-    already, so that the same tasks can be given again. Tasks of managers are left out: those whose django-q2 name is
-    that of their record.
+    already, so that the same tasks can be given again.
+
+    Args:
+        tasks: what is told of them.
+        by_rows: whether django-q2's rows tell it. That of a manager's task has the name of its record and no arguments,
+            and is left out.
 
     Returns:
         How many ends were written. 0 where no history is kept.
@@ -140,12 +147,17 @@ def record_ended(tasks: Iterable[EndedTask]) -> int:
     recorder = registry.recorder_for(None)
     if recorder is None:
         return 0
-    by_id = {_fitting(task.id): task for task in tasks}
-    names = list(by_id)
     written = 0
-    for start in range(0, len(names), WRITTEN_AT_ONCE):
-        written += _write_part({name: by_id[name] for name in names[start : start + WRITTEN_AT_ONCE]}, recorder)
-    return written
+    part: dict[str, _Prepared[EndedTask]] = {}
+    for task in tasks:
+        prepared = _prepared(task, _ended_record)
+        name = prepared.record.task_name
+        # A broker may have delivered a message more than once: each delivery is another attempt.
+        if len(part) == WRITTEN_AT_ONCE or name in part:
+            written += _write_part(part, recorder, by_rows)
+            part = {}
+        part[name] = prepared
+    return written + _write_part(part, recorder, by_rows)
 
 
 def record_queued(tasks: Iterable[PlainTask]) -> int:
@@ -159,12 +171,12 @@ def record_queued(tasks: Iterable[PlainTask]) -> int:
     """
     if registry.recorder_for(None) is None:
         return 0
-    by_name = {_fitting(task.id): task for task in tasks}
+    by_name = {found.record.task_name: found for found in (_prepared(task, new_record) for task in tasks)}
     try:
         with impatient_transaction():
-            known = _known({*by_name, *(storable(task.name) for task in by_name.values())})
-            new = {name: task for name, task in by_name.items() if not {name, storable(task.name)} & known.keys()}
-            _insert([new_record(name, task) for name, task in new.items()], new)
+            known = _known(by_name)
+            new = [found for name, found in by_name.items() if name not in known]
+            _insert(new)
     except IntegrityError:
         # Somebody else has inserted one of them at this moment; the next look finds the others.
         return 0
@@ -181,13 +193,10 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     if recorder is None:
         return
     name = _fitting(task.id)
-    known = _known({name, storable(task.name)})
-    by_manager = known.get(storable(task.name))
-    if by_manager is not None and by_manager.source == "":
-        return
+    record = _known({name}).get(name)
     attempt = 1
-    if (record := known.get(name)) is None:
-        _insert([new_record(name, task)], {name: task})
+    if record is None:
+        _insert([_Prepared(task, new_record(name, task))])
     elif record.source != Source.DJANGO_Q or not _is_earlier(record.started_at, started_at):
         return
     else:
@@ -214,11 +223,24 @@ def _queue_again(record: TaskRecord) -> None:
     failed.update(**RecordChange.queued_again(**no_end).columns)
 
 
-def _write_part(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
+@dataclass(frozen=True)
+class _Prepared(Generic[Told]):
+    """What is told of a task, and the record of it if there is none yet."""
+
+    task: Told
+    record: TaskRecord
+
+
+def _prepared(task: Told, make: Callable[[str, Told], TaskRecord]) -> _Prepared[Told]:
+    """Make the record before a transaction begins: other people's objects are printed, and may ask the database."""
+    return _Prepared(task, make(_fitting(task.id), task))
+
+
+def _write_part(part: Mapping[str, _Prepared[EndedTask]], recorder: Any, by_rows: bool) -> int:
     for tries_left in reversed(range(TRIES)):
         try:
             with impatient_transaction():
-                return _write_ends(tasks, recorder)
+                return _write_ends(part, recorder, by_rows) if part else 0
         except IntegrityError:
             # Somebody else has inserted one of them at this moment.
             if not tries_left:
@@ -226,20 +248,21 @@ def _write_part(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
     raise AssertionError
 
 
-def _write_ends(tasks: Mapping[str, EndedTask], recorder: Any) -> int:
-    known = _known({*tasks, *(storable(task.name) for task in tasks.values())})
-    new: list[TaskRecord] = []
+def _write_ends(part: Mapping[str, _Prepared[EndedTask]], recorder: Any, by_rows: bool) -> int:
+    names = {storable(found.task.name) for found in part.values() if by_rows and not found.task.args}
+    known = _known({*part, *names})
+    of_managers = {name for name in names if name in known and known[name].source == ""}
+    new: list[_Prepared[EndedTask]] = []
     written = 0
-    for name, task in tasks.items():
-        by_manager = known.get(storable(task.name))
-        if by_manager is not None and by_manager.source == "":
-            continue
+    for name, prepared in part.items():
         record = known.get(name)
+        if not prepared.task.args and storable(prepared.task.name) in of_managers:
+            continue
         if record is None:
-            new.append(_ended_record(name, task))
+            new.append(prepared)
         elif record.source == Source.DJANGO_Q:
-            written += _write_end(record, task, recorder)
-    _insert(new, tasks)
+            written += _write_end(record, prepared.task, recorder)
+    _insert(new)
     return written + len(new)
 
 
@@ -290,12 +313,12 @@ def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
     return True
 
 
-def _insert(records: list[TaskRecord], tasks: Mapping[str, PlainTask]) -> None:
-    if not records:
+def _insert(prepared: Sequence[_Prepared[Any]]) -> None:
+    if not prepared:
         return
-    _ADD_RECORDS.insert(records)
-    names = [record.task_name for record in records]
-    inserted = TaskRecord.objects.filter(task_name__in=names).values_list("task_name", "pk")
+    tasks = {found.record.task_name: found.task for found in prepared}
+    _ADD_RECORDS.insert([found.record for found in prepared])
+    inserted = TaskRecord.objects.filter(task_name__in=tasks).values_list("task_name", "pk")
     _ADD_EVENTS.insert_values([{**line, "record": pk} for name, pk in inserted for line in _lines(tasks[name])])
 
 
@@ -429,7 +452,7 @@ def _signed(task: PlainTask) -> str:
     )
     try:
         return spec.to_signed()
-    except Exception:
+    except (Exception, SystemExit):
         # Other people's objects.
         return ""
 

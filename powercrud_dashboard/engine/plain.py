@@ -18,8 +18,9 @@ from functools import lru_cache
 from typing import Any
 
 from django.core.signals import setting_changed
-from django.db import transaction
-from django.db.models import QuerySet
+from django.db import DataError, IntegrityError, transaction
+from django.db import Error as DatabaseFault
+from django.db.models import Q, QuerySet
 from django.dispatch import receiver
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -28,6 +29,7 @@ from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
 from powercrud_dashboard.engine.observed import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
+from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction, short_wait_on_sqlite
@@ -104,13 +106,33 @@ class Run:
     pid: int | None = None
 
 
-def record_ends(runs: Iterable[Run]) -> int:
+def record_ends(runs: Iterable[Run], *, by_rows: bool = False) -> int:
     """Record and count tasks that have ended; return how many ends were recorded.
 
+    One that can't be recorded is logged and left out. ``by_rows`` tells that django-q2's rows tell of them.
+
     Raises:
-        TaskBusy, DatabaseError: if a part can't be written. All can be given again.
+        TaskBusy, DatabaseError: if a part can't be written now. All can be given again.
     """
-    return observed.record_ended(_ended(run) for run in runs)
+
+    def write(runs: Sequence[Run]) -> int:
+        return observed.record_ended((_ended(run) for run in runs), by_rows=by_rows)
+
+    return _record_all(list(runs), write)
+
+
+def _record_all(told: Sequence[Any], write: Callable[[Sequence[Any]], int]) -> int:
+    """Write them together; if that fails for another reason than the database, one by one."""
+    try:
+        return write(told)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, DatabaseFault) and not isinstance(error, DataError | IntegrityError):
+            raise
+        if len(told) > 1:
+            return sum(_record_all([one], write) for one in told)
+        # It would keep all others from being recorded.
+        logger.exception("A task of plain django-q2 could not be observed")
+        return 0
 
 
 def is_only_counted(run: Run) -> bool:
@@ -134,6 +156,12 @@ def _end(run: Run) -> statistics.End:
     func = clean_text(observe.path_of(message), SHORT)
     where = (run.host, release.current(), None)
     return statistics.End.of((func, observe.queue_of(message), TaskStatus.SUCCESS, *times, *where))
+
+
+def told_result(message: Message) -> Any:
+    """Return what is kept of an ended task's result: plain data, which nobody changes, or the text of a failure."""
+    result = message["result"]
+    return to_json(result) if message["success"] else result
 
 
 def _facts(message: Message) -> dict[str, Any]:
@@ -171,7 +199,11 @@ def record_queued(messages: Iterable[Message]) -> int:
     Raises:
         TaskBusy, DatabaseError: if they can't be written now.
     """
-    return observed.record_queued(PlainTask(**_facts(message)) for message in messages)
+
+    def write(messages: Sequence[Message]) -> int:
+        return observed.record_queued(PlainTask(**_facts(message)) for message in messages)
+
+    return _record_all(list(messages), write)
 
 
 def record_running(message: Message, started_at: datetime) -> None:
@@ -400,9 +432,8 @@ def _record_rows(rows: Sequence[Message]) -> int:
     # The row of an iteration's result has the id of its group.
     groups = {row["id"] for row in rows}
     collected = set(TaskRecord.objects.filter(group__in=groups).values_list("group", flat=True))
-    return record_ends(
-        Run(row) for row in rows if row["id"] not in collected and is_observed(row) and not is_only_counted(Run(row))
-    )
+    runs = [Run(row) for row in rows if row["id"] not in collected and is_observed(row)]
+    return record_ends([run for run in runs if not is_only_counted(run)], by_rows=True)
 
 
 def settle_queued() -> int:
@@ -423,6 +454,6 @@ def expired() -> Iterator[QuerySet[TaskRecord]]:
     if (days := app_settings.DASHBOARD_TRACK_RETENTION_DAYS) is not None:
         yield ended.filter(finished_at__lt=timezone.now() - timedelta(days=days))
     if (most := app_settings.DASHBOARD_TRACK_MAX_RECORDS) is not None:
-        ends = ended.order_by("-finished_at", "-pk").values_list("finished_at", flat=True)
-        for newest_of_others in ends[most : most + 1]:
-            yield ended.filter(finished_at__lte=newest_of_others)
+        for at, pk in ended.order_by("-finished_at", "-pk").values_list("finished_at", "pk")[most : most + 1]:
+            # Of those that ended at the same moment, too.
+            yield ended.filter(Q(finished_at__lt=at) | Q(finished_at=at, pk__lte=pk))

@@ -36,6 +36,13 @@ class _Plain:
 
     def of(self, value: Any, depth: int) -> Any:
         self._room -= 1
+        try:
+            return self._kept(value, depth)
+        except (Exception, SystemExit):
+            # Other people's classes. A lazy object fails already when its class is asked for.
+            return self._described(value)
+
+    def _kept(self, value: Any, depth: int) -> Any:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str | Promise):
@@ -44,11 +51,7 @@ class _Plain:
             return int.__int__(value)
         if isinstance(value, float) and math.isfinite(value):
             return float.__float__(value)
-        try:
-            return self._collection(value, depth)
-        except Exception:
-            # Other people's classes.
-            return self._described(value)
+        return self._collection(value, depth)
 
     def _collection(self, value: Any, depth: int) -> Any:
         if isinstance(value, models.QuerySet):
@@ -92,7 +95,7 @@ class _Plain:
     def _described(self, value: Any) -> str:
         try:
             text = _ENCODER.default(value)
-        except Exception:
+        except (Exception, SystemExit):
             # Not a date or the like.
             text = describe(value, MESSAGE)
         return self._text(text)

@@ -146,13 +146,14 @@ class _WorkerSide:
         if running is not None and running.message is result:
             try:
                 self._note(running)
-            except Exception:
+            except (Exception, SystemExit):
                 logger.warning("The end of a task could not be observed", exc_info=True)
         self._put(result)
 
     def _note(self, running: _Running) -> None:
-        # A copy, as the message no longer has its time limit.
-        message = {**running.message, "timeout": running.timeout}
+        # A copy, as the message no longer has its time limit. The result is described now, as the next task may change
+        # what this one has returned.
+        message = {**running.message, "timeout": running.timeout, "result": plain.told_result(running.message)}
         run = Run(message, running.started_at, self._host, os.getpid())
         if plain.is_only_counted(run):
             self._only_counted.append(run)
@@ -340,12 +341,16 @@ class _PusherSide:
             self._taken.clear()
             return
         waiting = observe.waiting(LOOKED_AT)
-        while self._taken and time.monotonic() - self._taken[0][0] >= WAITS_LONG:
-            waiting.append(self._taken.popleft()[1])
+        before = time.monotonic() - WAITS_LONG
+        taken = [entry for entry in self._taken.copy() if entry[0] <= before]
+        waiting += [message for _time, message in taken]
         now = timezone.now()
         old = [message for message in waiting if (now - message["started"]).total_seconds() >= WAITS_LONG]
         if recorded := [message for message in old if plain.is_recorded(message)]:
             plain.record_queued(recorded)
+        # Only now, as what could not be written is written by the next look.
+        while self._taken and self._taken[0][0] <= before:
+            self._taken.popleft()
         connections.close_all()
 
 

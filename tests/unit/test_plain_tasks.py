@@ -436,3 +436,11 @@ def test_observed_tasks_are_kept_for_days_of_their_own(settings, manager):
     assert not TaskRecord.objects.filter(pk=old.pk).exists()
     assert TaskRecord.objects.exclude(source="").count() == 5
     assert TaskRecord.objects.filter(task_name="ours").exists()
+
+
+def test_of_those_that_ended_at_the_same_moment_no_more_are_deleted_than_must_be(settings, manager):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_MAX_RECORDS": 10}
+    plain.record_ends([ended() for _ in range(12)])
+    TaskRecord.objects.update(finished_at=timezone.now() - timedelta(minutes=1))
+    manager.cleanup_completed_tasks()
+    assert TaskRecord.objects.count() == 10

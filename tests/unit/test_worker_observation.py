@@ -1,0 +1,112 @@
+"""How a worker process writes what plain django-q2 has it run: whatever the values are, and whatever fails."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
+from django_q.signals import pre_execute
+
+from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.worker import observe
+from tests.services import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADD = "tests.testapp.tasks.add"
+
+
+class Results:
+    """django-q2's queue of results."""
+
+    def __init__(self) -> None:
+        self.put: Callable[[Any], None] = [].append
+
+
+@pytest.fixture
+def results(monkeypatch) -> Iterator[Results]:
+    """Make this process a worker whose tasks are observed."""
+    before = signal.getsignal(signal.SIGURG)
+    monkeypatch.setattr(observe, "_worker_side", None)
+    queue = Results()
+    observe.watch_worker(queue)
+    yield queue
+    observe.finish()
+    signal.signal(signal.SIGURG, before)
+
+
+def run(results: Results, *, success: bool = True, **facts: Any) -> str:
+    """Have the worker run a task; return its id."""
+    outcome = {"success": success, "result": 3 if success else "no : Traceback\nValueError: no"}
+    outcome.update({name: facts.pop(name) for name in ("result",) if name in facts})
+    task = {"id": uuid.uuid4().hex, "name": "given", "func": ADD, "args": (1, 2), "kwargs": {}, **facts}
+    task["started"] = timezone.now() - timedelta(seconds=2)
+    pre_execute.send(sender="django_q", func=None, task=task)
+    task.update(outcome, stopped=timezone.now())
+    results.put(task)
+    return task["id"]
+
+
+class WithoutText:
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
+class WithoutClass:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("unbound")
+
+
+def nobody() -> Any:
+    return SimpleLazyObject(lambda: User.objects.get(pk=-5))
+
+
+@pytest.mark.parametrize("make", [WithoutText, WithoutClass, nobody])
+@pytest.mark.parametrize("place", ["result", "args"])
+def test_a_value_that_can_not_be_looked_at_keeps_no_other_task_from_being_recorded(results, make, place):
+    value = make()
+    odd = run(results, **{place: (value,) if place == "args" else value})
+    other = run(results)
+    wait_until(lambda: TaskRecord.objects.finished().filter(task_name__in=[odd, other]).count() == 2, "both", 30)
+
+
+def test_a_task_of_which_nothing_can_be_told_is_logged_and_left_out(results, caplog):
+    run(results, args=5)
+    other = run(results)
+    wait_until(lambda: TaskRecord.objects.finished().filter(task_name=other).exists(), "the other", 30)
+    assert "could not be observed" in caplog.text
+    assert TaskRecord.objects.count() == 1
+
+
+def test_a_result_is_recorded_as_it_was_returned(results, record_of):
+    shared = [1]
+    first = run(results, result=shared)
+    shared.append(2)
+    second = run(results, result=shared)
+    observe.finish()
+    assert (record_of(first).result, record_of(second).result) == ([1], [1, 2])
+
+
+def test_a_task_that_is_delivered_again_before_its_end_is_written_has_two_attempts(results, record_of):
+    name = run(results, success=False)
+    run(results, id=name)
+    observe.finish()
+    record = record_of(name)
+    assert (record.status, record.attempts) == ("success", 2)
+
+
+def test_a_task_with_the_name_of_a_managers_task_is_recorded(results, manager, record_of):
+    manager.launch_async_task(ADD, 1, 2, task_key="nightly")
+    name = run(results, name="nightly")
+    observe.finish()
+    assert record_of(name).status == "success"
