@@ -13,6 +13,7 @@ from django.db import OperationalError, connections
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
+from powercrud_dashboard.models import WorkerProcess
 
 pytestmark = pytest.mark.django_db
 
@@ -167,6 +168,9 @@ def test_a_project_without_a_scheduled_cleanup_is_told_so(db):
         checks = run_checks(tags=[Tags.database], databases=["default"])
         return [message.id for message in checks if str(message.id).startswith("powercrud_dashboard.")]
 
+    # As at the beginning of a test run.
+    assert messages() == []
+    WorkerProcess.objects.create(identity="1", host="one", pid=1)
     assert messages() == ["powercrud_dashboard.W008"]
     call_command("pcrud_schedule_cleanup", stdout=StringIO())
     assert messages() == []

@@ -20,7 +20,7 @@ from django_q.signals import pre_enqueue
 
 from powercrud_dashboard import schedules
 from powercrud_dashboard.exceptions import ScheduleNotDeclared, TaskConflict
-from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
 from powercrud_dashboard.schedules import declared_schedules, run_scheduled, scheduled, sync_schedules
 from tests.conftest import SETTINGS_MODULE
 from tests.testapp import tasks
@@ -388,6 +388,8 @@ def test_a_lock_for_a_schedule_that_there_is_not_is_reported(settings):
     def of_database() -> list[str]:
         return [item.msg for item in run_checks(databases=["default"]) if item.id == "powercrud_dashboard.W041"]
 
+    assert of_database() == []
+    WorkerProcess.objects.create(identity="1", host="one", pid=1)
     assert "names 'nightly'" in of_database()[0]
     Schedule.objects.create(name="nightly", func="tests.testapp.tasks.add")
     assert of_database() == []

@@ -159,7 +159,7 @@ def test_a_history_that_is_not_pruned(well, manager, settings):
     manager.launch_async_task(tasks.add, 1, sync=True)
     code, findings = examine()
     assert code == 0
-    assert "kept: success 7 d" in findings["history"][0]["text"]
+    assert "kept: success 7 d; observed tasks 7 d, at most 100,000." in findings["history"][0]["text"]
     TaskRecord.objects.update(finished_at=timezone.now() - timedelta(days=8))
     assert examine()[0] == 0
     TaskRecord.objects.update(finished_at=timezone.now() - timedelta(days=10))

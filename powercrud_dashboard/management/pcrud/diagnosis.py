@@ -247,14 +247,23 @@ def history(context: Context) -> Iterator[Finding]:
     retention = {status: days for status, days in app_settings.DASHBOARD_RETENTION_DAYS.items() if days is not None}
     records = TaskRecord.objects.count()
     kept = ", ".join(f"{status} {days} d" for status, days in sorted(retention.items())) or "for good"
-    yield Finding(OK, f"{counted(records, 'record')}, {_size()}; kept: {kept}.")
-    if not retention and records >= MANY_RECORDS:
+    yield Finding(OK, f"{counted(records, 'record')}, {_size()}; kept: {kept}{_observed_are_kept()}.")
+    if not retention and TaskRecord.objects.all().own().count() >= MANY_RECORDS:
         hint = 'Set DASHBOARD_RETENTION_DAYS, such as {"success": 30, "failed": 180, "cancelled": 30}.'
         yield Finding(NOTE, "Nothing limits the history.", hint)
     for status, days in sorted(retention.items()):
         if TaskRecord.objects.all().expired(status, days + PRUNED_WITHIN).exists():
             text = f"Records of the status {status} are kept for longer than the {days} days of their retention."
             yield Finding(PROBLEM, text, "Run 'manage.py pcrud_cleanup_async', and see whether its schedule runs.")
+
+
+def _observed_are_kept() -> str:
+    """Return for how long the tasks of plain django-q2 are kept, which have limits of their own."""
+    if app_settings.DASHBOARD_TRACK != "all":
+        return ""
+    days, most = app_settings.DASHBOARD_TRACK_RETENTION_DAYS, app_settings.DASHBOARD_TRACK_MAX_RECORDS
+    limits = [f"{days} d" if days is not None else "for good", f"at most {most:,}" if most is not None else ""]
+    return f"; observed tasks {', '.join(filter(None, limits))}"
 
 
 def _size() -> str:
