@@ -63,7 +63,7 @@ def test_all_rows_of_a_long_list(page, cluster, make_projects):
     page.locator("#action-toggle").check()
     page.locator(".actions .question :is(a, button)").click()
     choose(page, "archive_free_ones")
-    expect(page.get_by_text("runs in the background for 10000 objects.")).to_be_visible()
+    expect(page.get_by_text("runs in the background for 10,000 objects.")).to_be_visible()
     page.get_by_role("link", name="View progress").click()
     expect(page.get_by_role("status")).to_contain_text("Completed", timeout=60_000)
     assert Project.objects.filter(archived=True).count() == 10_000

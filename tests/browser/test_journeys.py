@@ -178,6 +178,6 @@ def test_a_schedule_is_paused_and_run(page, cluster):
     expect(page.get_by_text("“nightly” is paused.")).to_be_visible()
     page.get_by_role("button", name="Run now").click()
     expect(page.get_by_text("Paused", exact=True)).to_be_visible()
-    expect(page.get_by_text("Completed")).to_be_visible(timeout=SOON)
+    expect(page.get_by_role("link", name="Completed", exact=True)).to_be_visible(timeout=SOON)
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("button", name="Pause nightly")).to_be_visible()

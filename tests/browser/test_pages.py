@@ -44,7 +44,7 @@ def test_a_running_task_is_watched_and_cancelled_on_its_page(page, manager, clus
     expect(page.get_by_role("status")).to_contain_text("Cancelled", timeout=SOON)
     assert was_not_reloaded(page)
     expect(page.get_by_role("button", name="Retry")).to_be_visible()
-    expect(page.locator("[hx-trigger]")).to_have_count(0)
+    expect(page.locator("[data-pcrud-refresh]")).to_have_count(0)
 
 
 def test_from_the_changelist_to_a_failure_and_its_retry(page, manager, cluster, make_projects):

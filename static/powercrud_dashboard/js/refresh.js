@@ -1,6 +1,8 @@
 // The refreshing part of a page: [data-pcrud-refresh]. Other requests of htmx on the same page are left alone.
 (() => {
   const PART = "[data-pcrud-refresh]";
+  // What asks the server again and again: the part, and the open alerts.
+  const POLLS = `${PART}, #pcrud-alerts`;
   // Milliseconds after which a request that is not answered has failed.
   const TIMEOUT = 30_000;
 
@@ -30,7 +32,7 @@
 
   // Do not refresh while the page is hidden.
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (isRefresh(event) && document.hidden) {
+    if (event.detail.requestConfig?.elt.matches(POLLS) && document.hidden) {
       event.preventDefault();
     }
   });
