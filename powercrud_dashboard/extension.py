@@ -33,7 +33,7 @@ class Column:
     """A column that a project adds to the task list.
 
     Args:
-        name: part of the CSS class of its cells, such as ``customer``.
+        name: part of the CSS class of its values, as ``customer`` of ``pcrud-project-customer``.
         label: the header, which may be a lazy translation.
         value: returns what a cell shows, for the record of its row. It is escaped unless it is a safe string.
     """
@@ -54,7 +54,7 @@ class Dashboard:
     somebody cancel a task that has ended.
     """
 
-    #: Columns that the task list shows after its own, such as ``[Column("customer", "Customer", customer_of)]``.
+    #: What the task list shows after its own columns, one below the other.
     columns: Sequence[Column] = ()
     #: Further filters of the task list, by the name of their query parameter. Values are those of django-filter.
     filters: Mapping[str, Any] = {}

@@ -11,6 +11,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.functional import cached_property
+from django.utils.html import format_html_join
 from django.utils.translation import gettext_lazy as _
 from django_tables2.data import TableListData
 
@@ -94,10 +95,13 @@ class TaskTable(tables.Table):  # type: ignore[misc]
         self, rows: Sequence[TaskRow], *, sort: str, status: str, is_actionable: bool, is_filtered: bool
     ) -> None:
         exclude = [] if is_actionable else ["selected", "actions"]
-        added = {
-            f"project_{column.name}": tables.Column(verbose_name=column.label, orderable=False)
-            for column in dashboard().columns
-        }
+        added = {}
+        if columns := dashboard().columns:
+            # One below the other, as there is no room for more columns.
+            header = format_html_join(
+                "", '<span class="pcrud-project-label">{}</span>', ((column.label,) for column in columns)
+            )
+            added["project"] = tables.Column(verbose_name=header, orderable=False)
         # No RequestConfig: the rows are one page already.
         super().__init__(
             PresortedData(list(rows)),

@@ -28,7 +28,10 @@ def customer_of(record: Any) -> str:
 
 
 class Dashboard(BaseDashboard):
-    columns = [Column("customer", "Customer", customer_of)]
+    columns = [
+        Column("customer", "Customer", customer_of),
+        Column("attempts", "Attempts", lambda record: record.attempts),
+    ]
     filters = {"customer": django_filters.CharFilter(label="Customer", field_name="task_kwargs__customer")}
 
     def visible_tasks(self, tasks: TaskRecordQuerySet, user: User) -> TaskRecordQuerySet:

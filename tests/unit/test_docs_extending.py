@@ -72,7 +72,7 @@ def test_the_class_changes_what_the_page_says(use, boss):
     for text in ("Ann Lee", "From old.csv", "12 rows", f'<a href="/runbooks/{load.func}/">'):
         assert text in page
     listed = boss.get(url("changelist")).content.decode()
-    for text in ("Ann Lee", "Mill (no. 7)", "Acme</td>"):
+    for text in ("Ann Lee", "Mill (no. 7)", "Acme</div>"):
         assert text in listed
     assert "Acme" not in boss.get(url("changelist") + "?customer=Other").content.decode()
     assert "Loads run at night." in boss.get(reverse("admin:index")).content.decode()

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from powercrud_dashboard.dashboard import access
-from powercrud_dashboard.extension import Dashboard
+from powercrud_dashboard.extension import Column, Dashboard
 from powercrud_dashboard.models import Alert, TaskObject, TaskRecord
 from tests.alerting import evaluate, open_alerts, past_alerts
 from tests.example import checks
@@ -144,8 +144,9 @@ def test_an_action_on_many_tasks_asks_for_each(example, make_record, boss, chose
     assert selection.rejected == [(records[1], "you have no permission for it")]
 
 
-def test_an_action_on_a_group_asks_for_each(example, make_record, boss):
-    make_record(group="g", func=PAYMENTS)
+def test_an_action_on_a_group_asks_for_each(example, manager, boss):
+    with pytest.raises(ValueError, match="it broke"):
+        manager.launch_async_task(PAYMENTS, group="g", sync=True)
     answer = boss.post(url("group_action", "g", "retry"), follow=True)
     assert "you have no permission for it" in answer.content.decode()
     assert TaskRecord.objects.count() == 1
@@ -230,21 +231,41 @@ def test_texts_of_the_project_are_on_the_pages(example, team, make_record, boss)
     assert "Payments &amp; loads run at night." in boss.get(reverse("admin:index")).content.decode()
 
 
-def test_the_list_has_the_projects_columns_and_filters(example, make_record, boss):
+def test_the_list_has_the_projects_columns_and_filters(settings, make_record, boss):
+    # A process keeps the form of a list without filters.
+    assert 'name="customer"' not in boss.get(url("changelist")).content.decode()
+    use(settings)
     make_record(label="first", task_kwargs={"customer": "<Acme>"})
     make_record(label="second", task_kwargs={"customer": "Bolt"})
     make_record(label="third")
     page = boss.get(url("changelist")).content.decode()
-    assert "<span>Customer</span>" in page
-    assert "&lt;Acme&gt;</td>" in page
+    assert all(f'<span class="pcrud-project-label">{label}</span>' in page for label in ("Customer", "Attempts"))
+    assert "&lt;Acme&gt;</div>" in page
     assert labels_in(boss, "?customer=Bolt") == ["second"]
     filtered = boss.get(url("changelist") + "?customer=Bolt").context
     assert [(chip.label, chip.value) for chip in filtered["view"].listing.filter.chips()] == [("Customer", "Bolt")]
     assert [str(tab.count) for tab in filtered["tabs"] if tab.status == "failed"] == ["1"]
     assert 'name="customer"' in page
-    # A changed value is shown, although rows that were rendered are kept.
-    TaskRecord.objects.filter(label="second").update(task_kwargs={"customer": "Crane"})
-    assert "Crane</td>" in boss.get(url("changelist")).content.decode()
+
+
+class Weather(Dashboard):
+    """A column whose values are not the record's."""
+
+    today = ["sunny"]
+    columns = [Column("weather", "Weather", lambda record: Weather.today[0])]
+
+    def user_text(self, record):
+        return f"somebody when it is {self.today[0]}"
+
+
+def test_a_changed_value_is_shown_although_rendered_rows_are_kept(settings, make_record, boss):
+    use(settings, f"{__name__}.Weather")
+    make_record()
+    assert "sunny</div>" in boss.get(url("changelist")).content.decode()
+    Weather.today[0] = "rainy"
+    page = boss.get(url("changelist")).content.decode()
+    assert "rainy</div>" in page
+    assert "somebody when it is rainy" in page
 
 
 def test_columns_need_no_query_of_their_own(settings, make_record, boss, django_assert_num_queries):
@@ -261,7 +282,7 @@ def test_columns_need_no_query_of_their_own(settings, make_record, boss, django_
 class Broken(ExampleDashboard):
     """Everything that shows something fails."""
 
-    columns = [ExampleDashboard.columns[0], type(ExampleDashboard.columns[0])("bad", "Bad", lambda record: 1 / 0)]
+    columns = [ExampleDashboard.columns[0], Column("bad", "Bad", lambda record: 1 / 0)]
 
     def user_text(self, record):
         raise ValueError("user")
