@@ -17,7 +17,7 @@ from django.utils.functional import cached_property
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES, TaskFilter
 from powercrud_dashboard.dashboard.keyset import Order, Page, Section, page_of
-from powercrud_dashboard.dashboard.statuses import TABS, WAITING
+from powercrud_dashboard.dashboard.statuses import WAITING, tab_of
 from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import ActiveTask, Resolution, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import Now
@@ -121,8 +121,7 @@ class Listing:
     @cached_property
     def status(self) -> str:
         """The name of the selected tab; "" for all tasks."""
-        status = self.parameters.get("status", "")
-        return status if status in TABS else ""
+        return tab_of(self.parameters.get("status", ""))
 
     @cached_property
     def sort(self) -> str:

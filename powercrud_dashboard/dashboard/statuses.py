@@ -45,6 +45,20 @@ OCCASIONAL_TABS = (WAITING.name, *(name for name in BY_VALUE if name not in (*FI
 TABS = {str(name): BY_VALUE.get(name, WAITING) for name in (*FIRST_TABS, *OCCASIONAL_TABS, *LAST_TABS)}
 
 
+#: The words that the pages have for statuses, which people type.
+WORDS = {
+    "queued": str(TaskStatus.PENDING),
+    "running": str(TaskStatus.IN_PROGRESS),
+    "completed": str(TaskStatus.SUCCESS),
+}
+
+
+def tab_of(word: str) -> str:
+    """Return the name of the tab that a name or a word stands for; "" if there is none."""
+    name = WORDS.get(word.lower(), word.lower())
+    return name if name in TABS else ""
+
+
 def shown_status(record: TaskRecord, live: LiveTask | None = None) -> ShownStatus:
     """Return the status to show of a record; of an unfinished one with its live state."""
     if record.has_failed_objects:

@@ -228,7 +228,7 @@ def unfinished() -> TaskRecordQuerySet:
 
 
 def cancel(task_name: str, actor: Any) -> bool:
-    """Take a queued task out of its queue, or ask the worker of a running one to stop it. Return whether that was done.
+    """Take a queued task out of its queue, or ask its worker to stop it. Return whether that was done.
 
     Raises:
         TaskNotCancellable: if the message can't be taken out of the queue.
@@ -243,10 +243,11 @@ def cancel(task_name: str, actor: Any) -> bool:
     if found is None:
         raise TaskNotCancellable(task_name, _("its broker does not let anybody take messages out of the queue."))
     with impatient_transaction():
-        if message is None or not found.delete(message):
-            raise TaskNotCancellable(task_name, _("a cluster has taken it from the queue. Cancel it when it runs."))
-        recorder.record_lifecycle_events(task_name, [("cancel", {"actor": actor})])
-    return True
+        if message is not None and found.delete(message):
+            recorder.record_lifecycle_events(task_name, [("cancel", {"actor": actor})])
+            return True
+    # A cluster has taken it: the worker that begins it stops it.
+    return _ask_to_stop(record, actor, recorder)
 
 
 _CANCEL_REQUESTED = "cancel_requested"

@@ -39,9 +39,12 @@ def test_json_has_the_values_as_they_are(client_of, superuser, two):
     records = json.loads(exported(client_of(superuser), "json"))
     assert {record["label"] for record in records} >= {'=HYPERLINK("evil")'}
     assert {record["user_label"] for record in records} == {"boss", "anna"}
+    assert {record["source"] for record in records} == {""}
 
 
-@pytest.mark.parametrize("parameters", [{"status": "success"}, {"user": "anna"}, {"q": "plain"}])
+@pytest.mark.parametrize(
+    "parameters", [{"status": "success"}, {"status": "completed"}, {"user": "anna"}, {"q": "plain"}]
+)
 def test_what_is_exported_is_what_the_list_shows(client_of, superuser, two, parameters):
     (record,) = json.loads(exported(client_of(superuser), "json", **parameters))
     assert record["user_label"] == "anna"

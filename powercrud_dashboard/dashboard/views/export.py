@@ -31,6 +31,7 @@ COLUMNS = (
     "attempts",
     "group",
     "cluster",
+    "source",
     "created_at",
     "started_at",
     "finished_at",

@@ -324,6 +324,9 @@ class CancelTaskView(TaskActionView):
         record.refresh_from_db(fields=["status"])
         if record.is_finished:
             messages.success(self.request, _("The task was cancelled."))
+        elif record.status == TaskStatus.PENDING:
+            # One of plain django-q2, which a cluster has taken from the queue.
+            messages.success(self.request, _("Cancellation was requested. The task is stopped soon after it begins."))
         else:
             messages.success(self.request, _("Cancellation was requested. The task stops within a few seconds."))
         return record

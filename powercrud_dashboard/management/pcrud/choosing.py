@@ -12,20 +12,14 @@ from django.db.models import QuerySet
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.filters import MomentRangeFilter, SwitchFilter, TaskFilter
 from powercrud_dashboard.dashboard.listing import Listing
-from powercrud_dashboard.dashboard.statuses import TABS
+from powercrud_dashboard.dashboard.statuses import tab_of
 from powercrud_dashboard.management.pcrud.base import Operator, failed, misused
-from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
+from powercrud_dashboard.models import ActiveTask, TaskRecord
 
 #: Filters that only links of the pages set, and the one for tasks of the person at the page.
 _WITHOUT_OPTION = ("since", "pattern", "mine")
 #: Options whose filters have other names.
 _OPTION_NAMES = {"q": "search", "user": "launched-by"}
-#: The words that the pages have for statuses.
-STATUS_WORDS = {
-    "queued": str(TaskStatus.PENDING),
-    "running": str(TaskStatus.IN_PROGRESS),
-    "completed": str(TaskStatus.SUCCESS),
-}
 #: Characters of a name that are enough to look for the task, if only one has them.
 LEAST_PREFIX = 4
 
@@ -70,8 +64,7 @@ def _help_of(parameter: str, item: Any) -> str:
 
 
 def _status(text: str) -> str:
-    status = STATUS_WORDS.get(text.lower(), text.lower())
-    if status not in TABS:
+    if not (status := tab_of(text)):
         raise argparse.ArgumentTypeError(f"invalid status: {text!r}")
     return status
 

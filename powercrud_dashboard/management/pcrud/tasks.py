@@ -123,6 +123,6 @@ def _seconds(value: Any) -> float | None:
 #: Columns of the records in the JSON.
 COLUMNS = (
     *("task_name", "label", "func", "status", "failure_reason", "resolution", "error", "exception_class"),
-    *("user_label", "affected_count", "failed_count", "attempts", "group", "cluster", "release"),
+    *("user_label", "affected_count", "failed_count", "attempts", "group", "cluster", "source", "release"),
     *("created_at", "started_at", "finished_at"),
 )
