@@ -14,6 +14,9 @@ the receivers are called by a thread of their own, as hooks are.
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import Any
+
 from django.dispatch import Signal
 
 __all__ = [
@@ -33,49 +36,85 @@ __all__ = [
     "task_started",
 ]
 
+
+class TaskSignal(Signal):
+    """A signal each of whose receivers is called, whatever the others do."""
+
+    def _live_receivers(self, sender: Any) -> tuple[list[Any], list[Any]]:
+        # Django calls the rest of them only after an ``Exception``, and if the receiver has a name.
+        synchronous, asynchronous = super()._live_receivers(sender)
+        return [_robust(receiver) for receiver in synchronous], [_robust_async(receiver) for receiver in asynchronous]
+
+
+def _robust(receiver: Any) -> Any:
+    @wraps(receiver)
+    def call(**facts: Any) -> Any:
+        try:
+            return receiver(**facts)
+        except SystemExit as error:
+            raise _exited(error) from error
+
+    return call
+
+
+def _robust_async(receiver: Any) -> Any:
+    @wraps(receiver)
+    async def call(**facts: Any) -> Any:
+        try:
+            return await receiver(**facts)
+        except SystemExit as error:
+            raise _exited(error) from error
+
+    return call
+
+
+def _exited(error: SystemExit) -> RuntimeError:
+    return RuntimeError(f"It has called sys.exit({error.code!r}).")
+
+
 #: Any lifecycle event, those without a signal of their own among them.
-task_event = Signal()
+task_event = TaskSignal()
 
 #: A task was launched. The payload has ``func``, ``label``, ``user``, ``task_args``, ``task_kwargs`` and
 #: ``affected_objects``.
-task_created = Signal()
+task_created = TaskSignal()
 
 #: A worker began an attempt. The payload has ``worker_host`` and ``worker_pid``.
-task_started = Signal()
+task_started = TaskSignal()
 
 #: A task has told how far it is. The payload has ``message``, ``current`` and ``total``.
-task_progress = Signal()
+task_progress = TaskSignal()
 
 #: A task has completed. The payload has ``result``.
-task_completed = Signal()
+task_completed = TaskSignal()
 
 #: A task has failed for good. The payload has ``error``, ``exception_class``, ``traceback`` and ``reason``.
-task_failed = Signal()
+task_failed = TaskSignal()
 
 #: A task was cancelled and has ended. The payload has ``actor``.
-task_cancelled = Signal()
+task_cancelled = TaskSignal()
 
 #: A task has ended in any of these ways, once for each task: ``event`` is ``complete``, ``fail`` or ``cancel``.
-task_finished = Signal()
+task_finished = TaskSignal()
 
 #: Somebody has retried an ended task, whose new name is ``new_task_name`` in the payload; or an attempt has failed and
 #: the task waits for its automatic retry: then ``postponed`` is True and ``next_run_at`` the time.
-task_retried = Signal()
+task_retried = TaskSignal()
 
 #: A task was paused. The payload has ``actor``.
-task_paused = Signal()
+task_paused = TaskSignal()
 
 #: A paused task was queued again. The payload has ``actor``.
-task_resumed = Signal()
+task_resumed = TaskSignal()
 
 #: The locks of an ended task are released. The payload has ``reason`` and ``conflict_lock_keys``, their number.
-task_cleaned = Signal()
+task_cleaned = TaskSignal()
 
 #: A failure was settled without a retry. The payload has ``actor``.
-task_dismissed = Signal()
+task_dismissed = TaskSignal()
 
 #: A dismissed failure is open again. The payload has ``actor``.
-task_reopened = Signal()
+task_reopened = TaskSignal()
 
 #: The signal of each event that has one of its own.
 BY_EVENT = {

@@ -229,6 +229,7 @@ def _send(signal: Signal, manager: LifecycleManager, event: str, task_name: str,
             # Django has logged it.
             recorder = recorder or registry.recorder_for(manager)
             if recorder is not None:
+                receiver = getattr(receiver, "__wrapped__", receiver)
                 culprit = receiver if hasattr(receiver, "__qualname__") else type(receiver)
                 _record_failed_hook(recorder, f"{event} receiver", culprit, task_name, error)
 

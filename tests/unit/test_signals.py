@@ -178,12 +178,37 @@ def test_a_receiver_that_fails_harms_nothing(manager, record_of, connect, heard,
     assert any("no mail server" in entry.getMessage() and entry.exc_info for entry in caplog.records)
 
 
-@pytest.mark.parametrize("receiver", [Broken(), leaving])
-def test_an_odd_receiver_that_fails_is_logged(manager, record_of, connect, caplog, receiver):
-    connect(signals.task_started, receiver)
+async def leaving_later(**kwargs: Any) -> None:
+    raise SystemExit("enough")
+
+
+@pytest.mark.parametrize(
+    ("receiver", "error"),
+    [
+        (Broken(), "Broken failed: LookupError: no mail server"),
+        (leaving, "leaving failed: RuntimeError: It has called sys.exit('enough')."),
+        (leaving_later, "leaving_later failed: RuntimeError: It has called sys.exit('enough')."),
+    ],
+)
+def test_an_odd_receiver_that_fails_keeps_no_other_from_being_called(
+    manager, record_of, connect, caplog, receiver, error
+):
+    told: list[str] = []
+
+    def note(task_name: str, **kwargs: Any) -> None:
+        told.append(task_name)
+
+    async def note_later(task_name: str, **kwargs: Any) -> None:
+        told.append(task_name)
+
+    for each in (receiver, note, note_later):
+        connect(signals.task_started, each)
     name = manager.launch_async_task(tasks.add, 1, sync=True)
-    assert record_of(name).status == "success"
-    assert f"A receiver of the signal for 'start' of task {name} failed" in caplog.text
+    record = record_of(name)
+    assert record.status == "success"
+    assert told == [name, name]
+    assert record.events.get(event="hook_error").message == f"The start receiver of tests.unit.test_signals.{error}"
+    assert "sys.exit" in caplog.text or "no mail server" in caplog.text
 
 
 def test_an_async_receiver_is_awaited(manager, connect):
