@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -15,6 +14,7 @@ from django.utils import timezone
 from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.engine import observed, plain
 from powercrud_dashboard.engine.observed import EndedTask
+from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.models import TaskStatus
 from powercrud_dashboard.q2 import finished, observe
 from powercrud_dashboard.q2.finished import FinishedTask
@@ -37,6 +37,8 @@ class Summary:
     known: int = 0
     #: Rows of managers' tasks whose records were deleted, and of this package's own work.
     own: int = 0
+    #: Rows of tasks that the statistics count without a record (``DASHBOARD_TRACK_SAMPLE``).
+    only_counted: int = 0
     #: Rows of functions whose tasks are not to be recorded (``DASHBOARD_TRACK`` and its patterns).
     not_tracked: int = 0
     #: Rows that ended before the time that was asked for.
@@ -82,11 +84,11 @@ class Import:
         )
         summary.past_retention = left - kept.count()
         limit = app_settings.DASHBOARD_TRACK_MAX_RECORDS
-        if limit is not None and (first := finished.end_of_newest(kept, limit)) is not None:
-            newest = kept.filter(stopped__gte=first)
-            summary.over_limit = left - summary.past_retention - newest.count()
-            return newest
-        return kept
+        if limit is None:
+            return kept
+        newest = finished.newest(kept, limit)
+        summary.over_limit = left - summary.past_retention - newest.count()
+        return newest
 
     def run(self) -> Iterator[int]:
         """Do it, and yield after each part how many of its rows were read.
@@ -95,10 +97,15 @@ class Import:
             TaskBusy, DatabaseError: if the database does not answer. What was written before stays.
         """
         for part in finished.in_parts(self._rows, self._batch_size):
-            foreign = [row for row in part if not _is_own(row)]
-            self.summary.own += len(part) - len(foreign)
-            tracked = [row for row in foreign if plain.is_observed({"name": row.name, "func": row.func})]
-            self.summary.not_tracked += len(foreign) - len(tracked)
+            collected = plain.collected_from_records(row.id for row in part)
+            new = [row for row in part if row.id not in collected]
+            self.summary.known += len(part) - len(new)
+            foreign = [row for row in new if not observe.is_own(_as_message(row))]
+            self.summary.own += len(new) - len(foreign)
+            observed_rows = [row for row in foreign if plain.is_observed(_as_message(row))]
+            self.summary.not_tracked += len(foreign) - len(observed_rows)
+            tracked = [row for row in observed_rows if not plain.is_only_counted(Run(_as_message(row)))]
+            self.summary.only_counted += len(observed_rows) - len(tracked)
             for row in tracked:
                 if row.unreadable:
                     self._note_unreadable(row)
@@ -148,19 +155,8 @@ def _kept_since(status: str) -> datetime | None:
     return timezone.now() - timedelta(days=min(days)) if days else None
 
 
-def _is_own(row: FinishedTask) -> bool:
-    """Return whether it is a row of this package's own work, or of a manager's task whose record was deleted.
-
-    The arguments of a manager's task are not in django-q2's columns.
-    """
-    return observe.is_own({"name": row.name, "func": row.func}) or (not row.args and _is_uuid(row.name))
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
+def _as_message(row: FinishedTask) -> observe.Message:
+    return {name: getattr(row, name) for name in ("id", "name", "func", "args", "success")}
 
 
 def _ended(row: FinishedTask) -> EndedTask:
@@ -175,6 +171,7 @@ def _ended(row: FinishedTask) -> EndedTask:
         group=row.group,
         cluster=observe.queue_of({"cluster": row.cluster}),
         label=observe.given_name({"name": row.name, "id": row.id}),
+        options=observe.options_of({"hook": row.hook or None}),
         success=row.success,
         result=row.result,
         stopped_at=row.stopped_at,

@@ -82,6 +82,9 @@ _WITHOUT_DETAILS = gettext_noop("The details of this event could not be recorded
 #: What a hook may raise without harm: ``sys.exit()`` in it ends neither a launch nor a worker.
 HOOK_ERRORS = (Exception, SystemExit)
 
+#: Events whose payloads always say who it was; None for nobody who is known.
+_BY_PEOPLE = ("cancel", "pause", "resume", "dismiss", "reopen")
+
 #: The task's status after an event.
 _STATUS = {
     "create": TaskStatus.PENDING,
@@ -193,6 +196,8 @@ def _with_common_keys(event: str, payload: dict[str, Any]) -> dict[str, Any]:
     is_queued_again = payload.get("postponed") or payload.get("requeued")
     status = _STATUS.get(event, TaskStatus.PENDING if is_queued_again else None)
     common = dict.fromkeys(COMMON_KEYS) | {"status": status.value if status else None}
+    if event in _BY_PEOPLE:
+        common["actor"] = None
     if event == "progress":
         common["progress_payload"] = payload.get("message")
     return {**common, **payload}

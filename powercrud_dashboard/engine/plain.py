@@ -32,7 +32,7 @@ from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_fu
 from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus, WorkerProcess
-from powercrud_dashboard.models.database import coordination_db, impatient_transaction, short_wait_on_sqlite
+from powercrud_dashboard.models.database import coordination_db, impatient_transaction, in_chunks, short_wait_on_sqlite
 from powercrud_dashboard.models.history import TaskRecordQuerySet
 from powercrud_dashboard.q2 import observe, queue
 from powercrud_dashboard.q2.observe import Message
@@ -430,11 +430,19 @@ def catch_up(known: set[str]) -> set[str]:
 
 def _record_rows(rows: Sequence[Message]) -> int:
     """Record tasks from django-q2's rows of them."""
-    # The row of an iteration's result has the id of its group.
-    groups = {row["id"] for row in rows}
-    collected = set(TaskRecord.objects.filter(group__in=groups).values_list("group", flat=True))
+    collected = collected_from_records(row["id"] for row in rows)
     runs = [Run(row) for row in rows if row["id"] not in collected and is_observed(row)]
     return record_ends([run for run in runs if not is_only_counted(run)], by_rows=True)
+
+
+def collected_from_records(task_ids: Iterable[str]) -> set[str]:
+    """Return those of the ids that are of the collected results of iterations whose tasks are recorded.
+
+    Such a result has the id of the group.
+    """
+    records = TaskRecord.objects.all()
+    chunks = in_chunks(task_ids, using=records.db)
+    return {group for ids in chunks for group in records.filter(group__in=ids).values_list("group", flat=True)}
 
 
 def settle_queued() -> int:

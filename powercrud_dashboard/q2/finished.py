@@ -19,7 +19,7 @@ PICKLED = ("args", "kwargs", "result")
 #: Characters of a pickled value that is read.
 MAX_LENGTH = 50_000_000
 
-_PLAIN = ("id", "name", "func", "group", "cluster", "started", "stopped", "success", "attempt_count")
+_PLAIN = ("id", "name", "func", "group", "cluster", "started", "stopped", "success", "attempt_count", "hook")
 
 
 class Unreadable:
@@ -48,6 +48,7 @@ class FinishedTask:
     stopped_at: datetime
     success: bool
     attempts: int
+    hook: str
     args: Any = field(repr=False)
     kwargs: Any = field(repr=False)
     result: Any = field(repr=False)
@@ -69,11 +70,12 @@ def kept_since(rows: QuerySet[Task], *, success: datetime | None, failed: dateti
     return rows
 
 
-def end_of_newest(rows: QuerySet[Task], count: int) -> datetime | None:
-    """Return when the oldest of the newest so many rows ended; None if there are not more of them."""
-    newest = rows.order_by("-stopped").values_list("stopped", flat=True)
-    ended = list(newest[count - 1 : count + 1]) if count > 0 else []
-    return ended[0] if len(ended) > 1 else None
+def newest(rows: QuerySet[Task], count: int) -> QuerySet[Task]:
+    """Return only the newest so many rows, and those that ended at the same time as the oldest of them."""
+    if count <= 0:
+        return rows.none()
+    ended = list(rows.order_by("-stopped").values_list("stopped", flat=True)[count - 1 : count + 1])
+    return rows.filter(stopped__gte=ended[0]) if len(ended) > 1 else rows
 
 
 def without_record(rows: QuerySet[Task]) -> QuerySet[Task]:
@@ -110,6 +112,7 @@ def _read(row: dict[str, Any]) -> FinishedTask:
         stopped_at=row["stopped"],
         success=row["success"],
         attempts=max(1, row["attempt_count"]),
+        hook=row["hook"] or "",
         unreadable=unreadable,
         **values,
     )

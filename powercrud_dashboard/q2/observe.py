@@ -29,7 +29,8 @@ def is_own(message: Message) -> bool:
     """Return whether it is a task of this package: of a manager, its probe or its cleanup."""
     func = message["func"]
     path = func if isinstance(func, str) else str(getattr(func, "__module__", ""))
-    return path.startswith(_PACKAGE) or str(message["name"]).startswith(queue.PROBE_PREFIX)
+    is_named_so = path.startswith(_PACKAGE) or str(message["name"]).startswith(queue.PROBE_PREFIX)
+    return is_named_so or queue.is_marked_as_managed(message)
 
 
 def path_of(message: Message) -> str:
@@ -169,4 +170,4 @@ def ended(task_ids: list[str]) -> list[Message]:
 def _as_message(row: Task) -> Message:
     names = ("id", "name", "func", "args", "kwargs", "group", "cluster", "hook", "started", "stopped", "result")
     values = {name: getattr(row, name) for name in names}
-    return {**values, "success": row.success, "args": row.args or (), "kwargs": row.kwargs or {}}
+    return {**values, "success": row.success, "args": () if row.args is None else row.args, "kwargs": row.kwargs or {}}

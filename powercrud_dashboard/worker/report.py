@@ -71,6 +71,7 @@ def _after_execution(sender: object, task: dict[str, Any], **kwargs: Any) -> Non
             result = NotRun(acknowledged=False)
         # The monitor needs the name only.
         task["func"] = str(task["func"])
+        queue.mark_as_managed(task)
     if isinstance(result, NotRun):
         # It must not overwrite the result of the delivery that runs the task. django-q2 saves nothing of a successful
         # task with "save" off that is not cached either.

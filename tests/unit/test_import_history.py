@@ -12,10 +12,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
+from django_q.brokers import get_broker
 from django_q.humanhash import uuid
 from django_q.models import Task
+from django_q.signing import SignedPackage
 
-from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.engine import plain
+from powercrud_dashboard.models import TaskRecord, TaskStatistics
 from tests.testapp import tasks
 from tests.workers import database_refuses
 
@@ -171,14 +174,51 @@ def test_arguments_of_odd_types_are_kept():
 
 def test_tasks_of_managers_are_left_out(manager):
     name = manager.launch_async_task(tasks.add, 1, sync=True)
-    Task.objects.all().delete()
-    finished(name=name, args=(), kwargs={})
     # One whose record was deleted, the cleanup's schedule and the probe.
-    finished(name="0cb1a1c2-5a52-4b8e-9a43-4a5c4ad0f6a1", args=(), kwargs={})
+    deleted = manager.launch_async_task(tasks.add, 1, sync=True, task_key="nightly 2030-01-31")
+    TaskRecord.objects.get(task_name=deleted).delete()
     finished(func="powercrud_dashboard.schedules.cleanup_async_artifacts")
     finished(name="pcrud-probe-1", func="math.floor")
     assert counts() == {"found": 4, "known": 1, "own": 3}
     assert TaskRecord.objects.get().task_name == name
+
+
+def test_plain_tasks_without_arguments_are_imported_whatever_their_names_are():
+    finished(name="0cb1a1c2-5a52-4b8e-9a43-4a5c4ad0f6a1", args=(), kwargs={})
+    assert counts() == {"found": 1, "imported": 1}
+
+
+def test_tasks_that_are_only_counted_are_left_out(settings, manager):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_SAMPLE": {ADD: 0.0}}
+    row = finished()
+    finished(success=False, result="x")
+    message = {name: getattr(row, name) for name in ("id", "name", "func", "success", "started", "stopped")}
+    plain.count_ends([plain.Run(message)])
+    assert counts() == {"found": 2, "only_counted": 1, "imported": 1}
+    manager.cleanup_completed_tasks()
+    assert TaskStatistics.objects.get().completed == 1
+    assert "1 only counted in the statistics" in run()[1]
+
+
+def test_the_collected_result_of_an_iteration_is_no_further_task():
+    ids = uuid()[1], uuid()[1]
+    plain.record_ends(
+        plain.Run({**vars(finished(group=ids[0])), "cluster": None}, timezone.now()) for _number in range(2)
+    )
+    finished(id=ids[0], args=[(1,), (2,)], result=[3, 4])
+    assert counts() == {"found": 3, "known": 3}
+    # There is no other trace of an iteration that was not observed.
+    finished(id=ids[1], args=[(1,), (2,)], result=[3, 4])
+    assert counts() == {"found": 4, "known": 3, "imported": 1}
+
+
+def test_a_retry_has_the_hook_of_the_first_try():
+    row = finished(success=False, result="x", hook="tests.testapp.tasks.note_end")
+    run()
+    call_command("pcrud", "retry", row.pk, stdout=StringIO())
+    ((__, payload),) = get_broker().dequeue()
+    message = SignedPackage.loads(payload)
+    assert (message["hook"], message["func"]) == ("tests.testapp.tasks.note_end", ADD)
 
 
 def test_only_the_last_days_if_that_is_wanted():
@@ -203,6 +243,8 @@ def test_what_cleanup_would_delete_is_not_imported(manager, settings):
 
 def test_nor_is_what_is_past_the_retention_or_the_number_of_observed_tasks(settings):
     days = {finished(ended_ago=timedelta(days=days)).pk: days for days in (1, 2, 3, 8)}
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_MAX_RECORDS": 0}
+    assert counts() == {"found": 4, "past_retention": 1, "over_limit": 3}
     settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_MAX_RECORDS": 2}
     assert counts() == {"found": 4, "past_retention": 1, "over_limit": 1, "imported": 2}
     assert {days[name] for name in TaskRecord.objects.values_list("task_name", flat=True)} == {1, 2}

@@ -108,6 +108,14 @@ def test_what_people_do_is_told(manager, heard):
     assert heard[3][2]["new_task_name"] == new
 
 
+def test_a_cancel_by_nobody_who_is_known_has_an_actor_nevertheless(manager, heard):
+    manager.remove_active_task(manager.launch_async_task(tasks.add, 1))
+    told = {
+        name: payload["actor"] for name, _task_name, payload in heard if name in ("task_cancelled", "task_finished")
+    }
+    assert told == {"task_cancelled": None, "task_finished": None}
+
+
 def test_there_is_one_signal_for_all_events(manager, connect):
     told: list[str] = []
     connect(signals.task_event, lambda event, **kwargs: told.append(event))

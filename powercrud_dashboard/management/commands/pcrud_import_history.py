@@ -21,6 +21,7 @@ _COUNTS = {
     "known": "known already",
     "own": "of this package's own tasks",
     "not_tracked": "of functions that are not recorded (DASHBOARD_TRACK, DASHBOARD_TRACK_INCLUDE, _EXCLUDE)",
+    "only_counted": "only counted in the statistics (DASHBOARD_TRACK_SAMPLE)",
     "before_since": "before --since",
     "past_retention": "past the retention: cleanup would delete them (DASHBOARD_TRACK_RETENTION_DAYS)",
     "over_limit": "beyond the newest that are kept (DASHBOARD_TRACK_MAX_RECORDS)",
