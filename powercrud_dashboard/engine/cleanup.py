@@ -16,6 +16,7 @@ from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.engine import (
     lifecycle,
     mails,
+    missed,
     plain,
     policy,
     processes,
@@ -280,9 +281,9 @@ class Cleanup:
         """End those of plain django-q2 whose workers are lost, or whose end nobody has recorded."""
         if not self._dry_run and (suspects := plain.seem_lost()):
             time.sleep(processes.OBSERVATION)
-            plain.give_up(suspects & plain.seem_lost())
+            missed.give_up(suspects & plain.seem_lost())
         if not self._dry_run:
-            plain.settle_queued()
+            missed.settle_queued()
 
     def _delete_silent_records(self) -> None:
         """Delete records of observed tasks whose end nobody will tell any more; whether they failed is not known."""

@@ -11,7 +11,7 @@ import socket
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -158,10 +158,19 @@ def _end(run: Run) -> statistics.End:
     return statistics.End.of((func, observe.queue_of(message), TaskStatus.SUCCESS, *times, *where))
 
 
-def told_result(message: Message) -> Any:
-    """Return what is kept of an ended task's result: plain data, which nobody changes, or the text of a failure."""
-    result = message["result"]
-    return to_json(result) if message["success"] else result
+def with_plain_result(run: Run) -> Run:
+    """Return what is told of an ended task with its result as plain data, which nobody changes any more."""
+    message = run.message
+    return replace(run, message={**message, "result": to_json(message["result"])}) if message["success"] else run
+
+
+#: What is counted of an ended task.
+_COUNTED = ("id", "name", "func", "cluster", "started", "stopped", "success")
+
+
+def without_values(run: Run) -> Run:
+    """Return what is told of a task that is only counted, without its arguments and its result."""
+    return replace(run, message={name: run.message[name] for name in _COUNTED if name in run.message})
 
 
 def _facts(message: Message) -> dict[str, Any]:
@@ -399,42 +408,6 @@ def give_up(names: Iterable[str]) -> int:
     return given_up
 
 
-#: Seconds that a queued task stays recorded as such before it is looked for.
-QUEUED_AT_LEAST = 5 * 60
-#: Seconds before its last heartbeat of which a killed worker may not have written the ends of its tasks.
-UNWRITTEN = 30
-#: Seconds within which the others have written theirs.
-WRITTEN_WITHIN = 5
-CAUGHT_UP_AT_MOST = 1_000
-
-
-def catch_up(known: set[str]) -> set[str]:
-    """Record what workers of this cluster have not written that were killed, from django-q2's rows.
-
-    Args:
-        known: the identities of those for which that was done already.
-
-    Returns:
-        The identities of those that are silent now.
-    """
-    of_cluster = WorkerProcess.objects.filter(cluster=queue.current_cluster())
-    silent = of_cluster.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT) | of_cluster.exclude(lost_at=None)
-    beats = dict(silent.values_list("identity", "heartbeat_at"))
-    if new := [beat for identity, beat in beats.items() if identity not in known]:
-        # What has just ended is written by its own worker, which knows more of it.
-        until = timezone.now() - timedelta(seconds=WRITTEN_WITHIN)
-        ended = observe.ended_since(min(new) - timedelta(seconds=UNWRITTEN), CAUGHT_UP_AT_MOST)
-        _record_rows([row for row in ended if row["stopped"] < until])
-    return set(beats)
-
-
-def _record_rows(rows: Sequence[Message]) -> int:
-    """Record tasks from django-q2's rows of them."""
-    collected = collected_from_records(row["id"] for row in rows)
-    runs = [Run(row) for row in rows if row["id"] not in collected and is_observed(row)]
-    return record_ends([run for run in runs if not is_only_counted(run)], by_rows=True)
-
-
 def collected_from_records(task_ids: Iterable[str]) -> set[str]:
     """Return those of the ids that are of the collected results of iterations whose tasks are recorded.
 
@@ -443,18 +416,6 @@ def collected_from_records(task_ids: Iterable[str]) -> set[str]:
     records = TaskRecord.objects.all()
     chunks = in_chunks(task_ids, using=records.db)
     return {group for ids in chunks for group in records.filter(group__in=ids).values_list("group", flat=True)}
-
-
-def settle_queued() -> int:
-    """End or delete the records of queued tasks whose messages are gone; return how many."""
-    old = timezone.now() - timedelta(seconds=QUEUED_AT_LEAST)
-    names = list(
-        unfinished()
-        .filter(status=TaskStatus.PENDING, created_at__lt=old)
-        .order_by("pk")
-        .values_list("task_name", flat=True)[:CAUGHT_UP_AT_MOST]
-    )
-    return _record_rows(observe.ended(names)) if names else 0
 
 
 def expired() -> Iterator[QuerySet[TaskRecord]]:

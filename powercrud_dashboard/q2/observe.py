@@ -156,10 +156,27 @@ def prepare(func: str, args: Any, kwargs: Any, *, name: str, group: str, cluster
     return str(task_id), launch.send
 
 
-def ended_since(moment: datetime, at_most: int) -> list[Message]:
-    """Return django-q2's rows of tasks of this cluster that ended after this moment, the newest first."""
-    rows = Task.objects.filter(stopped__gt=moment, cluster=queue.current_cluster()).order_by("-stopped")[:at_most]
-    return [_as_message(row) for row in rows]
+def gone_from(cluster: str, task_ids: list[str]) -> set[str]:
+    """Return those of these tasks whose messages are not in a queue any more, nor in the hands of a cluster.
+
+    Args:
+        cluster: the queue, as records name it.
+        task_ids: django-q2's ids. As far as their places are not known, none of them is returned.
+    """
+    if queue.broker_database() is None:
+        return queue.missing_from(cluster, task_ids) or set()
+    # Its broker keeps a message until its task has ended. All in one query, as messages come and go.
+    found = open_queue(cluster or queue.main_cluster())
+    messages = [] if found is None else found.slice(0, queue.LISTED_AT_MOST + 1)
+    if found is None or len(messages) > queue.LISTED_AT_MOST or any(message.problem for message in messages):
+        return set()
+    return set(task_ids) - {message.task_id for message in messages}
+
+
+def ids_ended_between(since: datetime, until: datetime) -> list[str]:
+    """Return the ids in django-q2's rows of those tasks of this cluster that ended in this time."""
+    rows = Task.objects.filter(stopped__gt=since, stopped__lte=until, cluster=queue.current_cluster())
+    return list(rows.order_by("stopped").values_list("id", flat=True))
 
 
 def ended(task_ids: list[str]) -> list[Message]:

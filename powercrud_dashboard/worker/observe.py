@@ -18,7 +18,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -28,10 +27,11 @@ from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker, pre_execute
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import plain
+from powercrud_dashboard.engine import missed, plain
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.q2 import observe
 from powercrud_dashboard.worker import messages
+from powercrud_dashboard.worker.unwritten import Unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ RUNS_LONG = 1.0
 #: Seconds between two writes of what has ended, and without any after which the connection is closed.
 WRITE_INTERVAL = 1.0
 IDLE_BEFORE_CLOSE = 10.0
-#: Ends that are kept while they can't be written. More are dropped; the failed ones last.
-KEPT_AT_MOST = 20_000
+#: Ends that are counted in one transaction.
+COUNTED_AT_ONCE = 1_000
 #: Seconds between two looks into the queue, and how long a message waits before it is recorded.
 LOOK_INTERVAL = 2.0
 WAITS_LONG = 2.0
@@ -49,11 +49,11 @@ WAITS_LONG = 2.0
 #: then runs soon, and to record it twice would take longer than to run it.
 LOOKED_AT = 200
 FLOWING = 50
-#: Seconds between two looks for lost workers, and between two updates of the statistics of what is only counted.
+#: Seconds between two looks for lost workers.
 LOST_INTERVAL = 10.0
-COUNT_INTERVAL = 5.0
-#: Seconds that the end of a worker process waits until all is written.
+#: Seconds that the end of a worker process waits until all is written, and between two tries.
 ENDS_WITHIN = 10.0
+TRIES_AGAIN_AFTER = 0.5
 
 
 #: Seconds between two looks whether somebody has cancelled the task, and between two tries to stop it.
@@ -65,17 +65,19 @@ class _Writer:
     """A thread that does what is due, one after the other."""
 
     def __init__(self, *duties: tuple[float, Callable[[], object]]) -> None:
-        """Begin. Each duty is called after so many seconds again and again, and once more at the end."""
+        """Begin. Each duty is called after so many seconds again and again, and at the end until it succeeds."""
         self._duties = duties
+        self._is_done = False
         self._stop = threading.Event()
         self._has_warned = False
         self._thread = threading.Thread(target=self._run, name="powercrud-dashboard-observe", daemon=True)
         self._thread.start()
 
-    def finish(self) -> None:
-        """Do all once more and end; return when that is done, or has taken too long."""
+    def finish(self) -> bool:
+        """Do all once more and end. Return whether that has succeeded; it is given up if it takes too long."""
         self._stop.set()
         self._thread.join(ENDS_WITHIN)
+        return self._is_done
 
     def _run(self) -> None:
         due = [time.monotonic() + interval for interval, _do in self._duties]
@@ -84,11 +86,20 @@ class _Writer:
                 if time.monotonic() >= due[number]:
                     self._do(do)
                     due[number] = time.monotonic() + interval
-        for _interval, do in self._duties:
-            self._do(do)
+        self._is_done = self._do_the_rest()
         connections.close_all()
 
-    def _do(self, do: Callable[[], object]) -> None:
+    def _do_the_rest(self) -> bool:
+        until = time.monotonic() + ENDS_WITHIN
+        left = [do for _interval, do in self._duties]
+        while left := [do for do in left if not self._do(do)]:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(TRIES_AGAIN_AFTER)
+        return True
+
+    def _do(self, do: Callable[[], object]) -> bool:
+        """Do it, and return whether that has succeeded."""
         try:
             do()
         except Exception:
@@ -97,8 +108,9 @@ class _Writer:
             self._has_warned = True
             logger.log(level, "The tasks of plain django-q2 can't be recorded now", exc_info=True)
             connections.close_all()
-        else:
-            self._has_warned = False
+            return False
+        self._has_warned = False
+        return True
 
 
 # In a worker
@@ -130,8 +142,8 @@ class _WorkerSide:
         self._put = results.put
         self._host = socket.gethostname()
         self._running: _Running | None = None
-        self._ends: deque[Run] = deque()
-        self._only_counted: list[Run] = []
+        self._ends = Unwritten()
+        self._only_counted = Unwritten()
         self._last_written = time.monotonic()
         self._writer: _Writer | None = None
         if hasattr(signal, "SIGURG"):
@@ -151,41 +163,29 @@ class _WorkerSide:
         self._put(result)
 
     def _note(self, running: _Running) -> None:
-        # A copy, as the message no longer has its time limit. The result is described now, as the next task may change
-        # what this one has returned.
-        message = {**running.message, "timeout": running.timeout, "result": plain.told_result(running.message)}
-        run = Run(message, running.started_at, self._host, os.getpid())
+        # A copy, as the message no longer has its time limit.
+        run = Run({**running.message, "timeout": running.timeout}, running.started_at, self._host, os.getpid())
         if plain.is_only_counted(run):
-            self._only_counted.append(run)
-        elif len(self._ends) < KEPT_AT_MOST or not message["success"]:
-            self._ends.append(run)
+            self._only_counted.add(plain.without_values(run))
+        else:
+            # Now, as the next task may change what this one has returned.
+            self._ends.add(plain.with_plain_result(run))
         if self._writer is None:
-            self._writer = _Writer((WRITE_INTERVAL, self._write), (COUNT_INTERVAL, self._count))
+            self._writer = _Writer((WRITE_INTERVAL, self._write), (WRITE_INTERVAL, self._count))
 
-    def finish(self) -> None:
-        """Write what is left; called at the end of the worker process."""
-        if self._writer is not None:
-            self._writer.finish()
+    def finish(self) -> bool:
+        """Write what is left. Return whether all is written."""
+        return self._writer is None or self._writer.finish()
 
     def _write(self) -> None:
         if self._ends:
             self._last_written = time.monotonic()
         elif time.monotonic() - self._last_written > IDLE_BEFORE_CLOSE:
             connections.close_all()
-        while self._ends:
-            part = list(islice(self._ends, plain.WRITTEN_AT_ONCE))
-            plain.record_ends(part)
-            for _run in part:
-                self._ends.popleft()
+        self._ends.write(plain.WRITTEN_AT_ONCE, plain.record_ends)
 
     def _count(self) -> None:
-        if self._only_counted:
-            runs, self._only_counted = self._only_counted, []
-            try:
-                plain.count_ends(runs)
-            except Exception:
-                self._only_counted = [*runs, *self._only_counted]
-                raise
+        self._only_counted.write(COUNTED_AT_ONCE, plain.count_ends)
 
     def look(self) -> None:
         """Record the task if it runs for long, and stop it if it was cancelled; called by the heartbeat thread."""
@@ -250,10 +250,9 @@ def look() -> None:
         logger.debug("A running task can't be recorded now", exc_info=True)
 
 
-def finish() -> None:
-    """Write what this worker has still to write; called at its end."""
-    if _worker_side is not None:
-        _worker_side.finish()
+def finish() -> bool:
+    """Write what this worker has still to write; called at its end. Return whether all is written."""
+    return _worker_side is None or _worker_side.finish()
 
 
 def _forget_the_parents_task() -> None:
@@ -331,8 +330,8 @@ class _PusherSide:
 
     def _find_lost(self) -> None:
         before, self._seem_lost = self._seem_lost, plain.seem_lost()
-        plain.give_up(before & self._seem_lost)
-        self._caught_up = plain.catch_up(self._caught_up)
+        missed.give_up(before & self._seem_lost)
+        self._caught_up = missed.catch_up(self._caught_up)
         connections.close_all()
 
     def _look(self) -> None:

@@ -20,7 +20,7 @@ from django_q.models import OrmQ, Task
 from django_q.tasks import async_task
 
 from powercrud_dashboard.dashboard.pulse import Pulse
-from powercrud_dashboard.engine import alerts, plain, statistics
+from powercrud_dashboard.engine import alerts, missed, plain, statistics
 from powercrud_dashboard.engine.health import Health
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.engine.vitals import waiting_by_queue
@@ -287,7 +287,7 @@ def test_a_lost_task_that_is_delivered_again_runs_again(record_of):
     message = told(FAIL)
     first = begun(message, ago=50)
     TaskRecord.objects.update(worker_pid=1)
-    assert plain.give_up(plain.seem_lost()) == 1
+    assert missed.give_up(plain.seem_lost()) == 1
     assert record_of(message["id"]).resolution == "open"
     second = begun(message, ago=5)
     # Its worker tries again if it does not know whether that was written.
@@ -318,7 +318,7 @@ def test_a_task_that_is_delivered_again_before_its_loss_is_noticed_has_a_new_wor
 def test_a_short_second_attempt_is_no_correction_of_the_lost_one(record_of):
     message = told(FAIL)
     begun(message, ago=50)
-    assert plain.give_up(plain.seem_lost()) == 1
+    assert missed.give_up(plain.seem_lost()) == 1
     second = timezone.now()
     plain.record_ends([failed(message, second)])
     record = record_of(message["id"])
@@ -421,7 +421,7 @@ def test_a_queued_task_whose_end_was_missed_gets_it_from_django_q(record_of):
     Task.objects.create(
         id=record.task_name, name="given", func=ADD, args=(1, 2), kwargs={}, started=now, stopped=now, result=3
     )
-    assert plain.settle_queued() == 1
+    assert missed.settle_queued() == 1
     assert (record_of(record.task_name).status, record_of(record.task_name).result) == ("success", 3)
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import OperationalError
+from django.db.backends.signals import connection_created
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django_q.signals import pre_execute
 
+from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.models import TaskRecord
-from powercrud_dashboard.worker import observe
+from powercrud_dashboard.worker import observe, unwritten
 from tests.services import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -110,3 +116,65 @@ def test_a_task_with_the_name_of_a_managers_task_is_recorded(results, manager, r
     name = run(results, name="nightly")
     observe.finish()
     assert record_of(name).status == "success"
+
+
+def test_the_ends_that_are_kept_while_the_database_is_away_are_limited(monkeypatch, caplog):
+    monkeypatch.setattr(unwritten, "KEPT_AT_MOST", 4)
+    ends = unwritten.Unwritten()
+    for number in range(6):
+        ends.add(end_of(number, success=number % 2 == 0))
+    assert "some are not recorded" in caplog.text
+    written: list[Run] = []
+
+    def refuse(runs: Any) -> None:
+        raise OperationalError("away")
+
+    with pytest.raises(OperationalError):
+        ends.write(3, refuse)
+    ends.write(3, written.extend)
+    assert [run.message["id"] for run in written] == [1, 2, 3, 5]
+    assert "The ends of 2 tasks were not recorded" in caplog.text
+    assert not ends
+
+
+def test_the_room_that_the_kept_ends_take_is_limited(monkeypatch):
+    monkeypatch.setattr(unwritten, "KEPT_BYTES", 50_000)
+    ends = unwritten.Unwritten()
+    for number in range(10):
+        ends.add(end_of(number, success=False, args=("x" * 10_000,)))
+    written: list[Run] = []
+    ends.write(100, written.extend)
+    assert [run.message["id"] for run in written] == [6, 7, 8, 9]
+
+
+def end_of(number: int, **facts: Any) -> Run:
+    return Run({"id": number, "args": (), "kwargs": {}, "result": None, **facts})
+
+
+@contextmanager
+def connections_refused(times: int | None) -> Iterator[None]:
+    """Let so many of the writing thread's connections fail; all of them, if it is None."""
+    left = repeat(True) if times is None else repeat(True, times)
+
+    def refuse(**kwargs: Any) -> None:
+        if "observe" in threading.current_thread().name and next(left, False):
+            raise OperationalError("the database is away")
+
+    connection_created.connect(refuse)
+    yield
+    connection_created.disconnect(refuse)
+
+
+def test_what_can_not_be_written_at_the_end_of_a_worker_is_tried_again(results, record_of):
+    with connections_refused(2):
+        name = run(results)
+        assert observe.finish()
+    assert record_of(name).status == "success"
+
+
+def test_a_worker_that_could_not_write_all_says_so(results, monkeypatch):
+    monkeypatch.setattr(observe, "ENDS_WITHIN", 0.1)
+    with connections_refused(None):
+        run(results)
+        assert not observe.finish()
+        assert not TaskRecord.objects.exists()

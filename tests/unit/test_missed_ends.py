@@ -1,0 +1,99 @@
+"""What becomes of tasks of plain django-q2 whose worker has told no end, and of those whose message is gone."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from django_q.brokers import get_broker
+from django_q.models import Task
+from django_q.tasks import async_task
+
+from powercrud_dashboard.engine import missed, plain
+from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.models import TaskRecord, WorkerProcess
+from powercrud_dashboard.q2 import observe
+from tests.workers import silence
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADD = "tests.testapp.tasks.add"
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue() -> None:
+    get_broker().purge_queue()
+
+
+def waiting_message() -> dict[str, Any]:
+    task_id = async_task(ADD, 1, 2)
+    return next(message for message in observe.waiting(10) if message["id"] == task_id)
+
+
+def queued() -> TaskRecord:
+    message = waiting_message()
+    plain.record_queued([message])
+    return TaskRecord.objects.get(task_name=message["id"])
+
+
+def test_the_rows_of_queued_tasks_are_found_however_many_wait(record_of, monkeypatch):
+    monkeypatch.setattr(missed, "LOOKED_FOR_AT_ONCE", 2)
+    records = [queued() for _number in range(5)]
+    long_ago = timezone.now() - timedelta(hours=1)
+    TaskRecord.objects.update(created_at=long_ago)
+    last = records[-1].task_name
+    Task.objects.create(id=last, name="n", func=ADD, started=long_ago, stopped=long_ago, result=3, success=True)
+    assert missed.settle_queued() == 1
+    assert record_of(last).status == "success"
+
+
+def test_a_queued_task_whose_message_is_gone_is_recorded_as_lost(record_of):
+    kept, gone = queued(), queued()
+    TaskRecord.objects.update(created_at=timezone.now() - timedelta(hours=1))
+    get_broker().purge_queue()
+    async_task(ADD, 1, 2)
+    assert missed.settle_queued() == 2
+    assert {record_of(name).failure_reason for name in (kept.task_name, gone.task_name)} == {"never_started"}
+
+
+def test_a_queued_task_whose_message_is_there_waits_on(record_of):
+    record = queued()
+    TaskRecord.objects.update(created_at=timezone.now() - timedelta(hours=1))
+    assert missed.settle_queued() == 0
+    assert record_of(record.task_name).status == "pending"
+
+
+def test_a_busy_cluster_finds_what_a_killed_worker_has_not_written(record_of):
+    now = timezone.now()
+    WorkerProcess.objects.create(identity="1", host="web-1", pid=1, cluster="pcrud-tests")
+    silence(50, pk="1")
+    facts = {
+        "name": "n",
+        "func": ADD,
+        "args": (1,),
+        "kwargs": {},
+        "cluster": "pcrud-tests",
+        "result": 3,
+        "success": True,
+    }
+    ends = [now - timedelta(seconds=50), *(now - timedelta(seconds=44 - number * 0.03) for number in range(1_200))]
+    rows = [Task(id=uuid.uuid4().hex, started=at, stopped=at, attempt_count=1, **facts) for at in ends]
+    Task.objects.bulk_create(rows)
+    plain.record_ends([Run(message) for message in observe.ended([row.id for row in rows[1:]])])
+    known = missed.catch_up(set())
+    assert known == {"1"}
+    assert record_of(rows[0].id).status == "success"
+
+
+def test_a_lost_task_whose_end_django_q_knows_gets_that_end(record_of):
+    message = waiting_message()
+    plain.record_running(message, timezone.now() - timedelta(minutes=1))
+    now = timezone.now()
+    Task.objects.create(
+        id=message["id"], name="given", func=ADD, args=(), kwargs={}, started=now, stopped=now, result=3, success=True
+    )
+    assert missed.give_up(plain.seem_lost()) == 0
+    assert record_of(message["id"]).status == "success"
