@@ -28,6 +28,7 @@ from powercrud_dashboard.conf import (
     SETTING_NAME,
     SETTING_NAMES,
     SETTING_TYPES,
+    WITHOUT_DEFAULT,
     app_settings,
     is_retention,
     is_share,
@@ -36,7 +37,7 @@ from powercrud_dashboard.conf import (
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.engine import alert_rules, registry
 from powercrud_dashboard.engine.notices import MIDDLEWARE
-from powercrud_dashboard.extension import dashboard_of
+from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.models.statuses import FINISHED
 from powercrud_dashboard.q2 import queue
@@ -77,7 +78,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_missing_middleware(given),
         *_unknown_level(given),
         *_unusable_alerts(given),
-        *_unusable_dashboard(given),
+        *_unusable_dashboard(),
     ]
 
 
@@ -108,7 +109,7 @@ def _managers(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _wrong_types(given: dict[str, Any]) -> Iterator[CheckMessage]:
     for name, value in given.items():
-        if name in SETTING_NAMES and not is_valid(name, value):
+        if name in SETTING_NAMES and name not in WITHOUT_DEFAULT and not is_valid(name, value):
             yield _invalid_value(f"[{name!r}]", value, _describe(name))
     # The path of the class has a check of its own.
     for name, default in _managers(given):
@@ -249,12 +250,9 @@ def _unusable_alerts(given: dict[str, Any]) -> Iterator[CheckMessage]:
         )
 
 
-def _unusable_dashboard(given: dict[str, Any]) -> Iterator[CheckMessage]:
-    path = given.get("DASHBOARD_CLASS")
-    if not is_valid("DASHBOARD_CLASS", path) or path is None:
-        return
+def _unusable_dashboard() -> Iterator[CheckMessage]:
     try:
-        dashboard_of(path)
+        dashboard()
     except Exception as error:
         # Making the instance runs the project's code, which may raise anything.
         yield Error(

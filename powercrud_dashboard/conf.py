@@ -144,7 +144,11 @@ class Settings:
         given = getattr(django_settings, SETTING_NAME, None)
         if not isinstance(given, dict):
             return cls()
-        accepted = {name: value for name, value in given.items() if name in SETTING_NAMES and is_valid(name, value)}
+        accepted = {
+            name: value
+            for name, value in given.items()
+            if name in SETTING_NAMES and (name in WITHOUT_DEFAULT or is_valid(name, value))
+        }
         for name in MANAGER_SETTINGS & accepted.keys():
             accepted[name] = {
                 key: value
@@ -157,6 +161,9 @@ class Settings:
 SETTING_TYPES: dict[str, Any] = typing.get_type_hints(Settings)
 SETTING_NAMES = [setting.name for setting in dataclasses.fields(Settings)]
 
+
+#: In the place of an invalid value of these the default would let people see and do more than the project wants.
+WITHOUT_DEFAULT = {"DASHBOARD_CLASS"}
 
 #: The settings that name a manager, and the keys of each.
 MANAGER_SETTINGS = {"ASYNC_MANAGER_DEFAULT", "DASHBOARD_MANAGER_DEFAULT"}

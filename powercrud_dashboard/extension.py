@@ -119,6 +119,14 @@ class Dashboard:
         """Return whether the user may acknowledge alerts."""
         return self.has_permission(user, "acknowledge_alert")
 
+    def may_change_schedules(self, user: User) -> bool:
+        """Return whether the user may run, pause and resume django-q2's schedules."""
+        return user.has_perm("django_q.change_schedule")
+
+    def may_change_messages(self, user: User, action: str) -> bool:
+        """Return whether the user may ``change`` or ``delete`` messages in the queue that are for no manager's task."""
+        return user.has_perm(f"django_q.{action}_ormq")
+
     # How things are shown. An error in these is logged, and the page shows what it shows by default.
 
     def user_text(self, record: TaskRecord) -> str:
@@ -165,7 +173,10 @@ def dashboard() -> Dashboard:
     Raises:
         ImproperlyConfigured: if the class can't be used. Nothing is shown then: the default may show more than it.
     """
-    return dashboard_of(app_settings.DASHBOARD_CLASS)
+    path = app_settings.DASHBOARD_CLASS
+    if not isinstance(path, str | None):
+        raise ImproperlyConfigured(f"{path!r} is not a dotted path")
+    return dashboard_of(path)
 
 
 @cache

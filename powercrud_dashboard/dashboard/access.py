@@ -129,12 +129,12 @@ def may_release_locks(user: User) -> bool:
 
 def may_change_schedules(user: User) -> bool:
     """Return whether the user may run, pause and resume django-q2's schedules."""
-    return user.is_active and user.has_perm("django_q.change_schedule")
+    return user.is_active and dashboard().may_change_schedules(user)
 
 
 def may_change_messages(user: User, action: str) -> bool:
     """Return whether the user may ``change`` or ``delete`` messages in the queue that are for no manager's task."""
-    return user.is_active and user.has_perm(f"django_q.{action}_ormq")
+    return user.is_active and dashboard().may_change_messages(user, action)
 
 
 def may_test_clusters(user: User) -> bool:
