@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -130,9 +131,18 @@ def _record_all(told: Sequence[Any], write: Callable[[Sequence[Any]], int]) -> i
             raise
         if len(told) > 1:
             return sum(_record_all([one], write) for one in told)
-        # It would keep all others from being recorded.
-        logger.exception("A task of plain django-q2 could not be observed")
+        if _is_forbidden(error):
+            logger.debug("A task of plain django-q2 is not observed: %s", error)
+        else:
+            # It would keep all others from being recorded.
+            logger.exception("A task of plain django-q2 could not be observed")
         return 0
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Return whether a test may not use the database, as in a ``SimpleTestCase``."""
+    testcases = sys.modules.get("django.test.testcases")
+    return testcases is not None and isinstance(error, getattr(testcases, "DatabaseOperationForbidden", ()))
 
 
 def is_only_counted(run: Run) -> bool:

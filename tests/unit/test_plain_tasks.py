@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import unittest
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.test import SimpleTestCase
 from django.urls import reverse
 from django.utils import timezone
 from django_q.brokers import get_broker
@@ -133,6 +136,21 @@ def test_an_error_of_the_observation_never_touches_the_task(settings, caplog):
     assert Task.objects.get(id=task_id).result == 3
     assert "could not be observed" in caplog.text
     assert not TaskRecord.objects.exists()
+
+
+class WithoutDatabase(SimpleTestCase):
+    __test__ = False
+
+    def runTest(self) -> None:
+        assert plain.record_ends([ended()]) == 0
+
+
+def test_where_a_test_forbids_the_database_nothing_is_recorded(caplog):
+    result = unittest.TestResult()
+    unittest.TestSuite([WithoutDatabase()]).run(result)
+    assert result.wasSuccessful(), [*result.errors, *result.failures]
+    own = [record for record in caplog.records if record.name.startswith("powercrud_dashboard")]
+    assert [record.levelname for record in own if record.levelno > logging.DEBUG] == []
 
 
 # What people do to them
