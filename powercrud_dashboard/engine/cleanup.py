@@ -26,6 +26,7 @@ from powercrud_dashboard.engine import (
     statistics,
 )
 from powercrud_dashboard.engine.alerts import look_after_alerts
+from powercrud_dashboard.engine.failure_texts import FailureText
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskConflict
 from powercrud_dashboard.models import (
     ActiveTask,
@@ -428,12 +429,11 @@ def finish_from(finished: Any) -> bool:
 def failure_of(finished: Any) -> dict[str, Any]:
     """Return the payload of a ``fail`` event for django-q2's row, whose text is error and traceback in one."""
     told = queue.ending_of(finished)
-    text = str(finished.result)
-    error, __, traceback = text.partition(" : Traceback")
+    error, _class, traceback = FailureText.of(str(finished.result))
     return {
         "reason": told.get("reason") or FailureReason.ERROR.value,
         "error": error,
         "result": error,
         "exception_class": told.get("exception_class", ""),
-        "traceback": f"Traceback{traceback}" if traceback else text,
+        "traceback": traceback,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.engine import history, registry, release, statistics
 from powercrud_dashboard.engine.arguments import NAME_LENGTH
+from powercrud_dashboard.engine.failure_texts import FailureText
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import UnimportableCallable
@@ -41,8 +41,6 @@ _POWERCRUD_TASKS = "powercrud.tasks."
 #: What a worker raises in a task that was cancelled.
 CANCELLED = "powercrud_dashboard.worker.observe.PlainTaskCancelled"
 _TIMEOUT = "django_q.exceptions.TimeoutException"
-#: The last line of a traceback: the class of the error, and its text.
-_ERROR_LINE = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)")
 
 
 @dataclass(frozen=True)
@@ -412,13 +410,11 @@ def _outcome(task: EndedTask) -> Event:
             return "fail", _failure(error_text(_RETURNED_FALSE, LONG))
         return "complete", {"result": task.result}
     text = task.result if isinstance(task.result, str) else clean_text(task.result, LONG)
-    error, separator, rest = text.partition(" : Traceback")
-    traceback = f"Traceback{rest}" if separator else ""
-    kind = _class_in(traceback, error)
+    error, kind, traceback = FailureText.of(text)
     if kind == CANCELLED:
         return "cancel", {}
     reason = FailureReason.TIMEOUT if kind == _TIMEOUT else FailureReason.ERROR
-    return "fail", _failure(error, exception_class=kind, traceback=traceback or text, reason=reason)
+    return "fail", _failure(error, exception_class=kind, traceback=traceback, reason=reason)
 
 
 def _failure(
@@ -426,17 +422,6 @@ def _failure(
 ) -> dict[str, Any]:
     facts = {"exception_class": exception_class, "traceback": traceback, "reason": reason.value}
     return {"error": error, "result": error, **facts}
-
-
-def _class_in(traceback: str, error: str) -> str:
-    """Return the dotted path of the exception that a traceback ends with; "" if it is not found."""
-    text = traceback.rstrip()
-    before = text.removesuffix(error.rstrip()).rpartition("\n")[2] if error else text.rpartition("\n")[2]
-    lines = [before, *reversed(text.splitlines())]
-    found = next((match for line in lines if (match := _ERROR_LINE.match(line)) and match[1] != "Traceback"), None)
-    if found is None:
-        return ""
-    return found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
 def _signed(task: PlainTask) -> str:

@@ -1,0 +1,48 @@
+"""django-q2's text of a failure: the error's text, a colon, and the traceback, which ends with the error."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import NamedTuple
+
+_BETWEEN = re.compile(r" : (?=(?:  \+ Exception Group )?Traceback\b)")
+#: Places that are tried: an error's text may be such a text itself.
+_TRIES = 20
+#: What Python puts before the lines of an exception group. Those of the errors in it have more.
+_OF_GROUP = re.compile(r"^  [|+] ", re.MULTILINE)
+_HEADER = re.compile(r"^(?:Exception Group )?Traceback\b.*\n", re.MULTILINE)
+_CLASS = r"([^\W\d][\w.<>]*)"
+#: The first line after the calls, which are indented.
+_ENDING = re.compile(rf"^{_CLASS}: (.+)$", re.MULTILINE)
+
+
+class FailureText(NamedTuple):
+    error: str
+    #: The dotted path of the class; "" if it can't be told for certain.
+    exception_class: str
+    traceback: str
+
+    @classmethod
+    def of(cls, text: str) -> FailureText:
+        """Return what the text tells. One of another form is an error of an unknown class."""
+        first = None
+        for between in islice(_BETWEEN.finditer(text), _TRIES):
+            error, traceback = text[: between.start()], text[between.end() :]
+            if kind := _class_in(_OF_GROUP.sub("", traceback), error):
+                return cls(error, kind if "." in kind else f"builtins.{kind}", traceback)
+            first = first or cls(error, "", traceback)
+        return first or cls(text, "", text)
+
+
+def _class_in(traceback: str, error: str) -> str:
+    """Return the class of the error that the traceback ends with; "" if that is another one."""
+    last_header = max((header.end() for header in _HEADER.finditer(traceback)), default=0)
+    ending = re.compile(rf"^{_CLASS}{re.escape(f': {error}') if error else ''}$", re.MULTILINE)
+    if found := list(ending.finditer(traceback)):
+        # Before it are errors that led to this one, and after it its notes. The text may contain a header itself.
+        return next((match for match in found if match.start() >= last_header), found[-1])[1]
+    # Python adds a proposal to some texts, and leaves out the place of a syntax error.
+    match = _ENDING.search(traceback, last_header)
+    is_of_error = match is not None and (match[2].startswith(f"{error}. ") or error.startswith(f"{match[2]} ("))
+    return match[1] if match is not None and is_of_error else ""
