@@ -46,8 +46,9 @@ class _Spans:
                 yield
             except Exception as error:
                 # Cancelled, paused and handed back is not failed: those are no Exception.
-                span.record_exception(error)
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+                # Last, as it raises if the error has no text.
+                span.record_exception(error)
                 raise
 
 

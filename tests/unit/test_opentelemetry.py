@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from django.utils import timezone
 from opentelemetry import trace
@@ -19,6 +22,7 @@ from tests.workers import run_queue
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SEEN = f"{__name__}.seen_trace"
+FAILING = f"{__name__}.fail_without_a_text"
 ADD = "tests.testapp.tasks.add"
 exporter = InMemorySpanExporter()
 
@@ -45,6 +49,62 @@ def spans() -> dict:
 
 def seen_trace() -> int:
     return trace.get_current_span().get_span_context().trace_id % 10**9
+
+
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def fail_without_a_text() -> None:
+    raise WithoutText
+
+
+class BrokenTracer:
+    """A tracer whose server is away; each of its parts may be the broken one."""
+
+    def __init__(self, broken: str) -> None:
+        self._broken = broken
+
+    def _do(self, what: str) -> None:
+        if what == self._broken:
+            raise RuntimeError("away")
+
+    @contextmanager
+    def _context(self, value: object) -> Iterator[object]:
+        self._do("enter")
+        try:
+            yield value
+        finally:
+            self._do("exit")
+
+    def launching(self, func: str):
+        self._do("make")
+        return self._context({})
+
+    def running(self, *facts: object):
+        return self.launching("")
+
+
+@pytest.mark.parametrize("broken", ["make", "enter", "exit"])
+def test_a_tracer_that_fails_stops_no_launch_and_changes_no_end(manager, record_of, broken, caplog):
+    tracing.use(BrokenTracer(broken))
+    names = [manager.launch_async_task(function) for function in (seen_trace, tasks.fail)]
+    run_queue()
+    good, bad = map(record_of, names)
+    assert (good.status, bad.status, bad.exception_class) == ("success", "failed", "builtins.ValueError")
+    assert "The tracer failed" in caplog.text
+
+
+def test_an_error_without_a_text_is_recorded_as_without_a_tracer(manager, record_of):
+    names = [manager.launch_async_task(fail_without_a_text)]
+    run_queue()
+    tracing.use(None)
+    names.append(manager.launch_async_task(fail_without_a_text))
+    run_queue()
+    traced, untraced = map(record_of, names)
+    assert traced.exception_class == untraced.exception_class == f"{__name__}.WithoutText"
+    assert spans()[f"run {FAILING}"].status.status_code == StatusCode.ERROR
 
 
 def test_a_trace_goes_on_in_the_worker(manager, record_of):
