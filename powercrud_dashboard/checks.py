@@ -78,6 +78,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_missing_middleware(given),
         *_unknown_level(given),
         *_unusable_alerts(given),
+        *_unusable_token(given),
         *_unusable_dashboard(),
     ]
 
@@ -247,6 +248,17 @@ def _unusable_alerts(given: dict[str, Any]) -> Iterator[CheckMessage]:
             f"{SETTING_NAME}['DASHBOARD_ALERTS'] has the invalid item {mistake.key!r}: {mistake.value!r}.",
             hint=f"Set it to {mistake.expected}.",
             id="powercrud_dashboard.E014",
+        )
+
+
+def _unusable_token(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    token = given.get("DASHBOARD_HEALTH_TOKEN")
+    if isinstance(token, str) and not (token.isascii() and token.isprintable() and token == token.strip()):
+        # It is a secret, and not shown.
+        yield Error(
+            f"{SETTING_NAME}['DASHBOARD_HEALTH_TOKEN'] is no text that every client sends alike in a header.",
+            hint="Set it to a long random text of ASCII letters and digits.",
+            id="powercrud_dashboard.E017",
         )
 
 

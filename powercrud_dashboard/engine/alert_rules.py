@@ -198,12 +198,26 @@ def _webhook_mistakes(given: object) -> Iterator[Mistake]:
         if key not in WEBHOOK_KEYS:
             yield Mistake(f"webhook.{key}", given[key], _instead(key, list(WEBHOOK_KEYS)))
     url, secret, timeout = given.get("url"), given.get("secret"), given.get("timeout", WEBHOOK_TIMEOUT)
-    if not (isinstance(url, str) and urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname):
-        yield Mistake("webhook.url", url, "an address that begins with http:// or https://")
+    if not (isinstance(url, str) and _is_address(url)):
+        # A password in it is not for everybody who reads the message.
+        expected = "an ASCII address that begins with http:// or https://, without a user or password"
+        yield Mistake("webhook.url", "..." if isinstance(url, str) and "@" in url else url, expected)
     if not (isinstance(secret, str) and secret):
         yield Mistake("webhook.secret", "..." if secret else secret, "a text with which messages are signed")
     if isinstance(timeout, bool) or not isinstance(timeout, int) or not 1 <= timeout <= 60:
         yield Mistake("webhook.timeout", timeout, "a whole number of seconds, 1 to 60")
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a webhook may have this URL."""
+    try:
+        parts = urlsplit(url)
+        # Its number is read when it is asked for.
+        _port = parts.port
+    except ValueError:
+        return False
+    is_printable = url.isascii() and url.isprintable() and " " not in url
+    return is_printable and parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
 
 
 def _path_mistakes(key: str, given: object) -> Iterator[Mistake]:

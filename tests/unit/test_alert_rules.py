@@ -48,6 +48,11 @@ def given(settings):
         ({"webhook": "https://example.com/"}, "webhook", "a dict with url and secret"),
         ({"webhook": {**HOOK, "url": "file:///etc/passwd"}}, "webhook.url", "http:// or https://"),
         ({"webhook": {**HOOK, "url": "https://"}}, "webhook.url", "http:// or https://"),
+        ({"webhook": {**HOOK, "url": "http://[bad/"}}, "webhook.url", "http:// or https://"),
+        ({"webhook": {**HOOK, "url": "http://host:99999/"}}, "webhook.url", "http:// or https://"),
+        ({"webhook": {**HOOK, "url": "https://h\u00f6st/"}}, "webhook.url", "ASCII"),
+        ({"webhook": {**HOOK, "url": "https://example.com/a b"}}, "webhook.url", "http:// or https://"),
+        ({"webhook": {**HOOK, "url": "https://me:word@example.com/"}}, "webhook.url", "without a user or password"),
         ({"webhook": {"url": "https://example.com/"}}, "webhook.secret", "a text with which"),
         ({"webhook": {**HOOK, "timeout": 90}}, "webhook.timeout", "1 to 60"),
         ({"webhook": {**HOOK, "header": "x"}}, "webhook.header", "one of url, secret, timeout"),
@@ -80,8 +85,10 @@ def test_what_is_right_is_not_reported(given, settings):
 
 
 def test_a_secret_is_not_shown(given):
-    given({"webhook": {"url": "https://example.com/", "secret": 12_345}})
+    given({"webhook": {"url": "https://me:hunter2@example.com/", "secret": 12_345}})
+    assert len(found()) == 2
     assert "12345" not in str(found())
+    assert "hunter2" not in str(found())
 
 
 def test_another_type_than_a_dict_is_reported_as_for_all_settings(given):
@@ -103,6 +110,7 @@ def test_what_has_limits_of_its_own_takes_the_others_from_its_kind(given):
     assert rules.limits("failure_rate", "functions", "a.d") == {"share": 0.5, "minutes": 5, "at_least": 10}
 
 
-def test_a_webhook_with_a_mistake_is_none(given):
-    rules = given({"webhook": {"url": "ftp://example.com/", "secret": "s"}, "call": "tests.alerting.tell"})
+@pytest.mark.parametrize("url", ["ftp://example.com/", "http://[bad/", "https://me:word@example.com/"])
+def test_a_webhook_with_a_mistake_is_none(given, url):
+    rules = given({"webhook": {"url": url, "secret": "s"}, "call": "tests.alerting.tell"})
     assert (rules.webhook, rules.channels) == (None, ["tests.alerting.tell"])

@@ -66,6 +66,8 @@ def test_a_project_without_settings_is_fine(settings):
         ({"DASHBOARD_WORKER_MIDDLEWARE": ["one", 5]}, "E002", "a list of strings"),
         ({"DASHBOARD_WORKER_MIDDLEWARE": ["no.such.Middleware"]}, "E009", "can't be imported"),
         ({"DASHBOARD_LOG_LEVEL": "LOUD"}, "E012", "no level"),
+        ({"DASHBOARD_HEALTH_TOKEN": "schl\u00fcssel"}, "E017", "in a header"),
+        ({"DASHBOARD_HEALTH_TOKEN": "copied\n"}, "E017", "in a header"),
         ({"DASHBOARD_PAGE_SIZE": 0}, "E002", "a whole number from 1 to"),
         ({"CONFLICT_TTL": 10**12}, "E002", "to 2,147,483,647"),
     ],
