@@ -51,6 +51,15 @@ def test_it_shows_a_limited_number_of_past_ones(boss):
     assert "Only the last 100 are shown." in page(boss)
 
 
+def test_it_shows_a_limited_number_of_open_ones(boss):
+    Alert.objects.bulk_create(Alert(kind="no_workers", subject=f"q{number}") for number in range(200))
+    assert "more</p>" not in page(boss)
+    Alert.objects.bulk_create(Alert(kind="no_workers", subject=f"r{number}") for number in range(3))
+    shown = page(boss)
+    assert "and 3 more</p>" in shown
+    assert shown.count("<li>") - shown.count("<li><a") >= 200
+
+
 def test_it_says_what_could_not_be_told(boss, alert):
     message = AlertMessage.objects.create(alert=alert, event="opened", channel="webhook", error="HTTPError: 500")
     shown = page(boss)

@@ -16,7 +16,8 @@ from powercrud_dashboard.models import Alert
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.text import SHORT, clean_text
 
-#: Past alerts that the page shows.
+#: Open and past alerts that the page shows.
+SHOWN_OPEN = 200
 SHOWN_PAST = 100
 
 
@@ -34,7 +35,8 @@ class AlertsView(RefreshingPageView):
         return super().get_context_data(
             title=_("Alerts"),
             now=database_now(),
-            open_alerts=alerts.open().order_by("-opened_at", "-pk"),
+            open_alerts=alerts.open().order_by("-opened_at", "-pk")[:SHOWN_OPEN],
+            more_open=max(0, Alert.objects.all().open().count() - SHOWN_OPEN),
             past_alerts=past[:SHOWN_PAST],
             has_more=len(past) > SHOWN_PAST,
             may_acknowledge=access.may_acknowledge_alerts(self.request.user),
