@@ -11,18 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import connections
-from django.db.models import Count, Q
+from django.db import InterfaceError, OperationalError, connections
+from django.db.models import Count, Q, Sum
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from powercrud_dashboard.engine import alert_messages
+from powercrud_dashboard.engine import alert_messages, plain
 from powercrud_dashboard.engine.alert_rules import Limits, Rules
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.vitals import Waiting, Workers, waiting_by_queue
+from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import (
     Alert,
     AlertEvaluation,
@@ -31,10 +32,12 @@ from powercrud_dashboard.models import (
     AlertMessage,
     Resolution,
     TaskRecord,
+    TaskStatistics,
     TaskStatus,
     WorkerProcess,
 )
 from powercrud_dashboard.models.database import impatient_transaction
+from powercrud_dashboard.models.statistics import Span, floor
 from powercrud_dashboard.q2 import queue, schedules
 from powercrud_dashboard.text import MESSAGE, SHORT, clean_text
 
@@ -43,6 +46,9 @@ logger = logging.getLogger(__name__)
 #: Seconds of waiting for SQLite's write lock after which no worker is judged: its heartbeat may have waited as well.
 WAITED = 0.5
 
+
+#: Characters of a host that a subject has, so that the process id is in it too.
+HOST = 200
 
 #: How long no worker may run after all have said that they stop.
 DEPLOY_MAY_TAKE = timedelta(seconds=25)
@@ -60,6 +66,11 @@ class Problem:
 
     #: Whether it opens an alert; else it keeps one open only.
     may_open: bool = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The kind and the subject, as they are stored."""
+        return self.kind, clean_text(self.subject, SHORT)
 
     def tell_losses(self) -> bool:
         """Note that the losses of these workers are told. Return whether some were not."""
@@ -79,26 +90,37 @@ def evaluate() -> bool:
     with impatient_transaction():
         if not AlertEvaluation.objects.claim():
             return False
+    may_judge_workers = time.monotonic() - began < WAITED
     rules = Rules()
-    found, judged = _judge(rules, judges_workers=time.monotonic() - began < WAITED)
+    # Before it is judged what is wrong: an alert that another process opens meanwhile is not one to end.
     open_alerts = {(alert.kind, alert.subject): alert for alert in Alert.objects.all().open()}
+    found, judged = _judge(rules, judges_workers=may_judge_workers)
     for key, problem in found.items():
         if key in open_alerts:
-            problem.tell_losses()
+            _apart(problem.tell_losses)
         elif problem.may_open:
-            _open(problem, rules.channels)
+            _apart(_open, problem, rules.channels)
     for key, alert in open_alerts.items():
         # A check that the settings name no more finds nothing.
         is_unused = alert.kind == AlertKind.CHECK and alert.details["check"] not in rules.checks
         if key not in found and (is_unused or alert.details.get("check", alert.kind) in judged):
-            _resolve(alert, rules.channels)
+            _apart(_resolve, alert, rules.channels)
     return True
 
 
+def _apart(change: Callable[..., object], *args: object) -> None:
+    """Change one alert. What goes wrong with it does not stop the others, unless the database is away."""
+    try:
+        change(*args)
+    except (TaskBusy, OperationalError, InterfaceError):
+        raise
+    except Exception:
+        logger.exception("An alert can't be changed now")
+
+
 def look_after_alerts() -> None:
-    """Evaluate, send what is due, and delete the alerts that have ended long ago."""
+    """Evaluate, and delete the alerts that have ended long ago."""
     evaluate()
-    alert_messages.send_due()
     with impatient_transaction():
         Alert.objects.all().outdated().delete()
 
@@ -154,7 +176,7 @@ def _judge(rules: Rules, *, judges_workers: bool) -> tuple[dict[tuple[str, str],
     judged: set[str] = set()
     for part, kinds in parts:
         try:
-            found.update({(problem.kind, problem.subject): problem for problem in part(rules)})
+            found.update({problem.key: problem for problem in part(rules)})
         except Exception:
             # django-q2's tables may be in another database, for instance, which is away.
             logger.exception("Alerts of the kinds %s can't be judged now", ", ".join(sorted(kinds)))
@@ -162,7 +184,7 @@ def _judge(rules: Rules, *, judges_workers: bool) -> tuple[dict[tuple[str, str],
             judged |= kinds
     for path in rules.checks:
         try:
-            found.update({(problem.kind, problem.subject): problem for problem in _of_check(path)})
+            found.update({problem.key: problem for problem in _of_check(path)})
         except Exception:
             logger.exception("The check %s failed: its alerts can't be judged now", path)
         else:
@@ -177,7 +199,7 @@ def _open(problem: Problem, channels: list[str]) -> None:
     with impatient_transaction():
         if not problem.tell_losses() and problem.kind == AlertKind.WORKERS_LOST:
             return
-        alert = Alert.objects.open_one(problem.kind, problem.subject, problem.details)
+        alert = Alert.objects.open_one(*problem.key, problem.details)
         if alert is None:
             return
         AlertMessage.objects.add(alert.pk, AlertEvent.OPENED, channels)
@@ -217,7 +239,7 @@ def _of_check(path: str) -> list[Problem]:
     return [
         Problem(
             AlertKind.CHECK,
-            clean_text(f"{path} {subject}".strip(), SHORT),
+            f"{path} {subject}".strip(),
             {"check": path, "about": clean_text(subject, SHORT), "text": clean_text(text, MESSAGE)},
         )
         for subject, text in import_string(path)()
@@ -250,7 +272,9 @@ def _lost_workers(workers: Workers) -> Iterator[Problem]:
             details = {"host": worker.host, "pid": worker.pid, "queue": worker.cluster, "identity": worker.pk}
             # Each loss is told once.
             may_open = not worker.is_loss_told
-            yield Problem(AlertKind.WORKERS_LOST, f"{worker.host} {worker.pid}", details, (worker,), may_open)
+            yield Problem(
+                AlertKind.WORKERS_LOST, f"{clean_text(worker.host, HOST)} {worker.pid}", details, (worker,), may_open
+            )
 
 
 def _of_failures(rules: Rules) -> Iterator[Problem]:
@@ -273,14 +297,32 @@ def _of_failures(rules: Rules) -> Iterator[Problem]:
         within = Q(finished_at__gt=now - timedelta(minutes=minutes))
         counts[f"ended_{minutes}"] = Count("pk", filter=within)
         counts[f"failed_{minutes}"] = Count("pk", filter=within & failed)
-    rows: list[Any] = list(ended.order_by().values("func", "cluster").annotate(**counts))
-    for func in {row["func"] for row in rows}:
-        limits = rules.limits(kind, "functions", func)
-        yield from _too_many(limits, func, {"function": func}, [row for row in rows if row["func"] == func])
+    groups: Iterable[Any] = ended.order_by().values("func", "cluster").annotate(**counts)
+    rows: dict[tuple[str, str], Any] = {(row["func"], row["cluster"]): row for row in groups}
+    if plain.takes_samples():
+        for minutes in windows:
+            _add_unrecorded(rows, minutes, now)
+    by_function: dict[str, list[dict[str, Any]]] = {}
+    for (func, _cluster), row in rows.items():
+        by_function.setdefault(func, []).append(row)
+    for func, of_function in by_function.items():
+        yield from _too_many(rules.limits(kind, "functions", func), func, {"function": func}, of_function)
     for name in rules.names(kind, "queues"):
         limits = rules.limits(kind, "queues", name)
-        of_queue = [row for row in rows if (row["cluster"] or queue.main_cluster()) == name]
+        of_queue = [row for (_func, cluster), row in rows.items() if (cluster or queue.main_cluster()) == name]
         yield from _too_many(limits, f"queue:{name}", {"queue": name}, of_queue)
+
+
+def _add_unrecorded(rows: dict[tuple[str, str], Any], minutes: int, now: datetime) -> None:
+    """Take the completed tasks of sampled functions from the statistics: only their failures are all recorded."""
+    # Older rows of the statistics are whole hours.
+    whole = Span.HOUR if timedelta(minutes=minutes) > timedelta(hours=1) else Span.MINUTE
+    since = TaskStatistics.objects.all().since(floor(now - timedelta(minutes=minutes), whole))
+    for func, cluster, completed in since.values_list("func", "cluster").annotate(Sum("completed")):
+        if plain.is_sampled(func):
+            row = rows.setdefault((func, cluster), {})
+            failed = row.setdefault(f"failed_{minutes}", 0)
+            row[f"ended_{minutes}"] = max(row.get(f"ended_{minutes}", 0), failed + completed)
 
 
 def _too_many(
@@ -289,7 +331,7 @@ def _too_many(
     if limits is None:
         return
     minutes = int(limits["minutes"])
-    ended, failed = (sum(row[f"{name}_{minutes}"] for row in rows) for name in ("ended", "failed"))
+    ended, failed = (sum(row.get(f"{name}_{minutes}", 0) for row in rows) for name in ("ended", "failed"))
     if ended >= limits["at_least"] and failed >= limits["share"] * ended:
         figures = {"failed": failed, "ended": ended, "minutes": minutes}
         yield Problem(AlertKind.FAILURE_RATE, subject, {**details, **figures})

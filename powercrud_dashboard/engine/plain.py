@@ -71,6 +71,17 @@ def _share_of(path: str) -> float | None:
     return found if is_share(found) else 1.0
 
 
+def is_sampled(path: str) -> bool:
+    """Return whether only a share of a function's tasks that complete is recorded."""
+    share = _share_of(path)
+    return share is not None and share < 1
+
+
+def takes_samples() -> bool:
+    """Return whether that may be so for some function."""
+    return bool(app_settings.DASHBOARD_TRACK_SAMPLE)
+
+
 @receiver(setting_changed)
 def _forget_on_change(*, setting: str, **kwargs: Any) -> None:
     if setting == SETTING_NAME:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import Schedule
@@ -74,6 +74,47 @@ def test_of_two_evaluations_at_the_same_time_one_opens_the_alert(with_alerts):
     with meanwhile(evaluate, after='SELECT "powercrud_dashboard_alert"'):
         evaluate()
     assert one_alert().messages.count() == 1
+
+
+def test_an_evaluation_that_takes_long_ends_no_alert_that_another_has_opened_meanwhile():
+    worker(1)
+
+    def another() -> None:
+        WorkerProcess.objects.update(heartbeat_at=timezone.now() - timedelta(hours=1))
+        evaluate(times=1)
+        assert open_alerts() == [("no_workers", "")]
+
+    # By then it has judged the workers.
+    with meanwhile(another, before='SELECT "powercrud_dashboard_taskrecord"'):
+        evaluate(times=1)
+    evaluate()
+    assert (open_alerts(), past_alerts()) == ([("no_workers", "")], [])
+
+
+def test_an_alert_that_can_not_be_opened_stops_no_other(alive):
+    for name in ("a", "b", "c"):
+        Schedule.objects.create(name=name, func="math.floor", next_run=timezone.now() - timedelta(hours=1))
+    refused = []
+
+    def execute(execute, sql, params, many, context):
+        if sql.startswith('INSERT INTO "powercrud_dashboard_alert" ') and not refused:
+            refused.append(params)
+            raise DataError("value too long")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(execute):
+        evaluate(times=1)
+    assert len(refused) == 1
+    assert len(open_alerts()) == 2
+
+
+def test_the_name_of_a_host_may_be_as_long_as_its_column(alive):
+    lost = worker(12_345, silent=LONG)
+    WorkerProcess.objects.filter(pk=lost.pk).update(host="h" * 255)
+    evaluate()
+    ((kind, subject),) = open_alerts()
+    assert kind == "workers_lost"
+    assert subject.endswith(" 12345")
 
 
 def test_an_evaluation_costs_few_queries_whatever_the_history(with_alerts):
