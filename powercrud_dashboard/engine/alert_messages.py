@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import logging
+import threading
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db import connections
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
 from django.utils.formats import date_format
@@ -27,6 +29,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.engine import mails
 from powercrud_dashboard.engine.alert_rules import Rules, Webhook
 from powercrud_dashboard.models import Alert, AlertKind, AlertMessage
 from powercrud_dashboard.text import error_summary
@@ -38,38 +41,79 @@ BODY = "powercrud_dashboard/mail/alerts_body.txt"
 #: Alerts that one message tells of, and messages that one pass sends.
 ALERTS_AT_ONCE = 50
 MESSAGES_AT_ONCE = 20
+#: Seconds that a mail, or a callable, may take; a webhook has a timeout of its own.
+SENDING_TAKES = 30
+#: Seconds after which a failure shows that others of its channel would cost as much.
+SLOW = 1
 #: The version of a webhook's body. It is raised by a change that a receiver must not ignore.
 VERSION = 1
 TIMESTAMP_HEADER = "X-Powercrud-Timestamp"
 SIGNATURE_HEADER = "X-Powercrud-Signature"
 
 
+#: By channel, the thread that has not finished in time. Until it has, this process sends nothing there.
+_late: dict[str, threading.Thread] = {}
+
+
 def send_due() -> int:
     """Send the messages that are due. Return of how many alerts was told; failed ones are sent again later."""
+    AlertMessage.objects.all().give_up_abandoned()
     sent = 0
     rules = Rules()
+    skipped = {channel for channel, thread in _late.items() if thread.is_alive()}
     for _number in range(MESSAGES_AT_ONCE):
-        first = AlertMessage.objects.all().due().order_by("pk").first()
+        due = AlertMessage.objects.all().due().exclude(channel__in=skipped).order_by("pk")
+        first = due.first()
         if first is None:
             break
         # A callable is called for each alert: the others of a batch must not be told again if one call fails.
         at_most = 1 if first.channel in rules.callables else ALERTS_AT_ONCE
-        alike = AlertMessage.objects.all().due().filter(channel=first.channel, tries=first.tries).order_by("pk")
+        alike = due.filter(channel=first.channel, tries=first.tries)
         pks = list(alike.values_list("pk", flat=True)[:at_most])
         claim = AlertMessage.objects.filter(pk__in=pks).claim(first.tries)
         claimed = AlertMessage.objects.all().claimed(claim)
         messages = list(claimed.select_related("alert").order_by("pk"))
-        try:
-            if messages and first.channel in rules.channels:
-                _send(rules, first.channel, messages)
-                sent += len(messages)
-        except Exception as error:
-            # A server may be away, and the project's code may raise anything.
-            logger.exception("Alerts can't be told to %s now", first.channel)
-            claimed.note_failure(error_summary(error))
-        else:
+        if not messages or first.channel not in rules.channels:
             claimed.delete()
+            continue
+        began = time.monotonic()
+        error = _try_to_send(rules, first.channel, messages)
+        if error is None:
+            claimed.delete()
+            sent += len(messages)
+            continue
+        logger.error("Alerts can't be told to %s now", first.channel, exc_info=error)
+        claimed.note_failure(error_summary(error))
+        if time.monotonic() - began > SLOW:
+            skipped.add(first.channel)
     return sent
+
+
+def _try_to_send(rules: Rules, channel: str, messages: Sequence[AlertMessage]) -> BaseException | None:
+    """Send messages in a thread, whose end is waited for no longer than the channel may take. Return the error, if any.
+
+    The timeouts of sockets don't do: each is for one operation, of which a server can cause any number.
+    """
+    errors: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            _send(rules, channel, messages)
+        except BaseException as error:
+            # A server may be away, and the project's code may raise anything.
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    may_take = rules.webhook.timeout if channel == "webhook" and rules.webhook else SENDING_TAKES
+    thread = threading.Thread(target=send, name=f"powercrud-dashboard-alert-{channel}", daemon=True)
+    thread.start()
+    thread.join(may_take)
+    if thread.is_alive():
+        _late[channel] = thread
+        return TimeoutError(f"Not finished within {may_take} seconds")
+    # Taken out, so that the error, the frame in its traceback and this list don't keep each other, and a socket, alive.
+    return errors.pop() if errors else None
 
 
 def _send(rules: Rules, channel: str, messages: Sequence[AlertMessage]) -> None:
@@ -104,13 +148,14 @@ def _send_mail(recipients: list[str], messages: Sequence[AlertMessage]) -> None:
     base_url = app_settings.DASHBOARD_BASE_URL
     context = {"messages": messages, "base_url": base_url.rstrip("/") if base_url else ""}
     subject = " ".join(render_to_string(SUBJECT, context).split())
-    EmailMessage(
+    message = EmailMessage(
         f"{settings.EMAIL_SUBJECT_PREFIX}{subject}",
         render_to_string(BODY, context),
         settings.SERVER_EMAIL,
         recipients,
         headers={"Auto-Submitted": "auto-generated"},
-    ).send()
+    )
+    mails.send(message)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -14,6 +14,7 @@ from django.db.models import Exists, OuterRef
 
 from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.engine import (
+    alert_messages,
     lifecycle,
     mails,
     missed,
@@ -27,6 +28,7 @@ from powercrud_dashboard.engine import (
 )
 from powercrud_dashboard.engine.alerts import look_after_alerts
 from powercrud_dashboard.engine.failure_texts import FailureText
+from powercrud_dashboard.engine.vitals import Workers
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskConflict
 from powercrud_dashboard.models import (
     ActiveTask,
@@ -108,9 +110,9 @@ class Cleanup:
             self._prune_history,
             self._delete_unneeded_files,
             self._forget_old_processes,
-            self._send_mails,
             self._forget_old_notices,
             self._look_after_alerts,
+            self._send_messages,
         ]
         for step in steps:
             try:
@@ -147,11 +149,6 @@ class Cleanup:
         if not self._dry_run:
             processes.forget_old()
 
-    def _send_mails(self) -> None:
-        # The workers send them, unless none runs.
-        if not self._dry_run:
-            mails.send_due()
-
     def _forget_old_notices(self) -> None:
         if not self._dry_run:
             expired = TaskNotice.objects.all().expired()
@@ -161,6 +158,12 @@ class Cleanup:
     def _look_after_alerts(self) -> None:
         if not self._dry_run:
             look_after_alerts()
+
+    def _send_messages(self) -> None:
+        # Threads of the workers send them, unless none runs. A task of theirs, as this one may be, waits for no server.
+        if not self._dry_run and not Workers.now().alive:
+            alert_messages.send_due()
+            mails.send_due()
 
     def _give_up_all(self, tasks: Iterable[ActiveTask], reason: FailureReason, words: str) -> None:
         for active in tasks:

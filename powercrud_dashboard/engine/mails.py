@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import django
 from django.apps import apps
 from django.conf import settings
+from django.core import mail
 from django.core.mail import EmailMessage
 from django.template.loader import render_to_string
 from django.urls import get_script_prefix, set_script_prefix
@@ -27,6 +30,10 @@ BODY = "powercrud_dashboard/mail/body.txt"
 SITE = ("sites", "Site")
 #: Mails that one pass sends.
 MAILS_AT_ONCE = 50
+#: Seconds after which a pass begins no other mail.
+PASS_TAKES = 30
+#: Seconds for which a mail server may say nothing, unless the project's settings say how long.
+SERVER_TIMEOUT = 10
 #: Failed objects that a mail names.
 NAMED_OBJECTS = 10
 
@@ -36,12 +43,24 @@ def send_due() -> int:
     if app_settings.DASHBOARD_MAIL_AFTER is None:
         return 0
     sent = 0
+    until = time.monotonic() + PASS_TAKES
     for _number in range(MAILS_AT_ONCE):
+        if time.monotonic() > until:
+            break
         notice = TaskNotice.objects.all().to_mail().select_related("record", "user").order_by("mail_due_at").first()
         if notice is None:
             break
         sent += _send(notice)
     return sent
+
+
+def send(message: EmailMessage) -> None:
+    """Send a mail, without waiting for ever for a server that says nothing."""
+    backend: Any = mail.mailers.default if django.VERSION >= (6, 1) else mail.get_connection()
+    # That of SMTP has this attribute; None is Django's default.
+    if getattr(backend, "timeout", SERVER_TIMEOUT) is None:
+        backend.timeout = SERVER_TIMEOUT
+    backend.send_messages([message])
 
 
 def _send(notice: TaskNotice) -> bool:
@@ -103,7 +122,7 @@ class _Mail:
             context = self._context(click)
             subject = " ".join(render_to_string(SUBJECT, context).split())
             body = render_to_string(BODY, context)
-        EmailMessage(subject, body, to=[address], headers={"Auto-Submitted": "auto-generated"}).send()
+        send(EmailMessage(subject, body, to=[address], headers={"Auto-Submitted": "auto-generated"}))
         return True
 
     @contextmanager

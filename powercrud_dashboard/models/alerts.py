@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.database import Now, PrimaryManager
@@ -127,7 +127,15 @@ class Alert(models.Model):
 
 class AlertMessageQuerySet(models.QuerySet["AlertMessage"]):
     def due(self) -> AlertMessageQuerySet:
-        return self.filter(due_at__lte=Now(), tries__lt=MAX_TRIES)
+        """Those to send now. Nobody hears that an alert has ended before its beginning was told, or given up."""
+        same = AlertMessage.objects.filter(alert=OuterRef("alert"), channel=OuterRef("channel"))
+        earlier = same.filter(pk__lt=OuterRef("pk"), due_at__isnull=False)
+        return self.filter(~Exists(earlier), due_at__lte=Now(), tries__lt=MAX_TRIES)
+
+    def give_up_abandoned(self) -> None:
+        """Give up those whose process died at the last try."""
+        abandoned = self.filter(due_at__lte=Now(), tries__gte=MAX_TRIES)
+        abandoned.update(due_at=None, error="The process that was sending it has died.")
 
     def given_up(self) -> AlertMessageQuerySet:
         """Those that are not tried to be sent any more."""
