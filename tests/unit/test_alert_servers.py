@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
-import django
 import pytest
-from django.core.mail.backends.smtp import EmailBackend
 from django.utils import timezone
 
 from powercrud_dashboard.engine import mails
@@ -20,26 +18,16 @@ from powercrud_dashboard.models.alerts import MAX_TRIES
 from tests import alerting
 from tests.alerting import is_quiet, worker
 from tests.services import wait_until
-from tests.unit.test_mails import send_by
+from tests.unit.test_mails import send_by_silent_server, timeouts
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 TELL = "tests.alerting.tell"
 HERE = "tests.unit.test_alert_servers"
 
-#: The timeouts with which mails were sent.
-timeouts: list[float | None] = []
 #: What ``tell_once_it_is_there`` was told, and whether it is there.
 heard: list[str] = []
 is_there = threading.Event()
-
-
-class Recording(EmailBackend):
-    """Django's own, without a server."""
-
-    def send_messages(self, email_messages: object) -> int:
-        timeouts.append(self.timeout)
-        return 1
 
 
 def tell_once_it_is_there(alert: dict) -> None:
@@ -59,7 +47,7 @@ def leave(alert: dict) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    for calls in (timeouts, heard, alerting.told):
+    for calls in (heard, alerting.told):
         calls.clear()
     is_there.clear()
     yield
@@ -117,11 +105,7 @@ def make_due() -> None:
 
 @pytest.mark.parametrize("own", [None, 3])
 def test_a_mail_server_may_not_be_silent_for_ever(told_to, settings, own):
-    send_by(settings, f"{HERE}.Recording")
-    if django.VERSION >= (6, 1):
-        settings.MAILERS["default"]["OPTIONS"] = {"timeout": own}
-    else:
-        settings.EMAIL_TIMEOUT = own
+    send_by_silent_server(settings, own)
     told_to(mail=["ops@example.com"])
     add("mail")
     assert send_due() == 1

@@ -9,6 +9,7 @@ import django
 import pytest
 from django.contrib.auth.models import User
 from django.core import mail
+from django.core.mail.backends.smtp import EmailBackend
 from django.utils import timezone, translation
 
 from powercrud_dashboard.engine import mails
@@ -28,6 +29,28 @@ def send_by(settings, backend: str) -> None:
         settings.MAILERS = {"default": {"BACKEND": backend}}
     else:
         settings.EMAIL_BACKEND = backend
+
+
+def send_by_silent_server(settings, timeout: float | None) -> None:
+    """Send by Django's own backend, with this timeout in the project's settings."""
+    timeouts.clear()
+    send_by(settings, "tests.unit.test_mails.RecordingBackend")
+    if django.VERSION >= (6, 1):
+        settings.MAILERS["default"]["OPTIONS"] = {"host": "localhost", "timeout": timeout}
+    else:
+        settings.EMAIL_TIMEOUT = timeout
+
+
+#: The timeouts with which mails were sent.
+timeouts: list[float | None] = []
+
+
+class RecordingBackend(EmailBackend):
+    """Django's own, without a server."""
+
+    def send_messages(self, email_messages: object) -> int:
+        timeouts.append(self.timeout)
+        return 1
 
 
 class BrokenBackend:
@@ -224,6 +247,14 @@ def test_the_notice_for_the_pages_stays(end, with_settings):
     notice = TaskNotice.objects.get()
     assert (notice.mail_due_at, notice.told_by) == (None, "")
     assert mails.send_due() == 0
+
+
+@pytest.mark.parametrize("own", [None, 3])
+def test_a_mail_server_may_not_be_silent_for_ever(end, settings, own):
+    send_by_silent_server(settings, own)
+    end(GOOD)
+    assert mails.send_due() == 1
+    assert timeouts == [own or mails.SERVER_TIMEOUT]
 
 
 def test_the_cleanup_sends_them_if_no_worker_does(end):
