@@ -297,8 +297,10 @@ def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
 
 def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
     """Write that django-q2 has run a failed task again, as its broker had kept the message."""
-    # Whoever has given an attempt up may have been slower than the next one.
-    is_newer = Q(finished_at__lt=task.stopped_at) | Q(started_at__lt=task.started_at or task.stopped_at)
+    is_newer = Q(finished_at__lt=task.stopped_at)
+    if task.started_at is not None:
+        # Whoever has given an attempt up may have been slower than the next one.
+        is_newer |= Q(started_at__lt=task.started_at)
     failed = TaskRecord.objects.failed().filter(is_newer, pk=record.pk)
     if record.status != TaskStatus.FAILED or not failed.lock():
         return False

@@ -344,6 +344,16 @@ def test_a_short_second_attempt_is_no_correction_of_the_lost_one(record_of):
     assert record.failure_reason == "error"
 
 
+def test_what_a_row_tells_of_a_known_end_is_no_other_attempt(record_of):
+    run = ended(FAIL, success=False)
+    plain.record_ends([run])
+    before = record_of(run.message["id"])
+    # django-q2's rows do not tell when the task began.
+    assert plain.record_ends([Run(run.message)], by_rows=True) == 0
+    record = record_of(run.message["id"])
+    assert (record.attempts, record.worker_pid, record.started_at) == (1, 7, before.started_at)
+
+
 @pytest.mark.skipif(REDIS, reason="it delivers no message again")
 def test_a_retry_takes_the_old_message_out_of_the_queue(manager, taken, record_of):
     plain.record_ends([failed(taken, timezone.now() - timedelta(seconds=5))])
