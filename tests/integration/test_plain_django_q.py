@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 from django_q.scheduler import scheduler
@@ -111,6 +112,27 @@ def test_a_running_task_is_cancelled_and_the_cluster_goes_on(cluster, manager, r
     wait_until(lambda: has_status(again, "success"), "the retry ends", 60)
     # Its message is gone, so that no broker delivers it again.
     wait_until(lambda: not observe.waiting(10), "the queue is empty")
+
+
+@pytest.mark.skipif(not REDIS, reason="others have the messages that are taken")
+def test_a_taken_message_is_recorded_as_queued_though_the_database_was_busy(cluster, tmp_path):
+    running = [async_task(WAIT, str(tmp_path / f"go {number}")) for number in range(2)]
+    wait_until(lambda: all(has_status(task_id, "in_progress") for task_id in running), "two tasks run", 60)
+    table = TaskRecord._meta.db_table
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")
+
+        def is_waited_for() -> bool:
+            cursor.execute("SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND NOT granted", [table])
+            return cursor.fetchone() is not None
+
+        waiting = async_task(WAIT, str(tmp_path / "go 2"))
+        wait_until(is_waited_for, "the pusher wants to record it", 60)
+        wait_until(lambda: not is_waited_for(), "the pusher has given up for now", 60)
+    wait_until(lambda: has_status(waiting, "pending"), "the third waits", 60)
+    for number in range(3):
+        (tmp_path / f"go {number}").touch()
+    settled(3)
 
 
 def test_a_clean_stop_loses_nothing_and_a_killed_cluster_little(cluster_later, record_of):
