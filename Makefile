@@ -9,13 +9,14 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 # Those of the catalogues.
 LANGUAGES := de es fr
 
-.PHONY: help demo demo-check test lint unit clusters services matrix powercrud faults bench docs reference messages screenshots clean
+.PHONY: help demo demo-check test lint unit clusters postgresql services matrix powercrud faults bench docs reference messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
 	@echo "make demo-check   the demo's main job without a person"
 	@echo "make test         lint, types, layers, migrations, the whole test suite on SQLite, real clusters on PostgreSQL"
-	@echo "make services     the suite on PostgreSQL, Redis, local times, and beside other packages of the admin"
+	@echo "make postgresql   the suite on PostgreSQL"
+	@echo "make services     faults, Redis, local times, and beside other packages of the admin"
 	@echo "make matrix       a part of the tests on each Python, Django, database and broker, and with the oldest dependencies"
 	@echo "make powercrud    tests with the views of django-powercrud, on Python 3.12 or newer"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
@@ -58,22 +59,20 @@ clusters: $(INSTALLED)
 TIMES := $(addprefix tests/unit/test_,checks.py cleanup.py failures.py filters.py locks.py paging.py processes.py \
 	progress.py refresh.py retry_policy.py worker.py)
 
-# What else is true: the same promises on the other database and the other broker (what a browser makes of a page depends
-# on neither), some rounds of faults, local times, and the packages that change the admin.
+# The same promises on the other database. What a browser makes of a page does not depend on it.
+postgresql: $(INSTALLED)
+	$(PYTEST) --ds tests.settings.postgresql -m "not (faults or cluster or markup or browser)" $(ARGS)
+
+# What else is true: some rounds of faults, the other broker, local times, and the packages that change the admin.
 services: $(INSTALLED)
 	$(PYTEST) -m faults
-	$(PYTEST) --ds tests.settings.postgresql -m "faults or not (cluster or markup or browser)"
+	$(PYTEST) --ds tests.settings.postgresql -m faults
 	$(PYTEST) --ds tests.settings.postgresql_redis -m "cluster and not faults"
 	$(PYTEST) --ds tests.settings.sqlite_local_time $(TIMES)
 	$(PYTEST) --ds tests.settings.postgresql_local_time $(TIMES)
 	$(PYTEST) --ds tests.settings.neighbours tests/neighbours
 	$(PYTEST) --ds tests.settings.unfold tests/browser/test_themes.py
 	$(PYTEST) --ds tests.settings.jazzmin tests/browser/test_themes.py
-
-# Each Python, Django, database and broker, and the oldest dependencies. Pythons that are missing are named.
-matrix: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --group matrix
-	$(BIN)/nox $(ARGS)
 
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)
