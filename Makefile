@@ -74,6 +74,11 @@ services: $(INSTALLED)
 	$(PYTEST) --ds tests.settings.unfold tests/browser/test_themes.py
 	$(PYTEST) --ds tests.settings.jazzmin tests/browser/test_themes.py
 
+# Each Python, Django, database and broker, and the oldest dependencies. Pythons that are missing are named.
+matrix: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group matrix
+	$(BIN)/nox $(ARGS)
+
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),200)
