@@ -238,6 +238,7 @@ def press_ctrl_c(task_name: str, **kwargs: Any) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_ctrl_c_ends_it_after_the_task_at_hand(manager):
     names = [manager.launch_async_task(tasks.add, number) for number in range(3)]
+    before = signal.getsignal(signal.SIGINT)
     task_cancelled.connect(press_ctrl_c)
     try:
         code, out, err = run("cancel", *names, "--json")
@@ -248,7 +249,7 @@ def test_ctrl_c_ends_it_after_the_task_at_hand(manager):
     assert (document["done"], document["error"]) == (2, err)
     assert [entry["task"] for entry in document["results"]] == names[:2]
     assert set(TaskRecord.objects.cancelled().values_list("task_name", flat=True)) == set(names[:2])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupted_task_ends_it_with_what_was_done():

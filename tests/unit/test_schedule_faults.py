@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from multiprocessing import Value
 
+import django
 import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
@@ -21,7 +22,6 @@ from django_q.signals import pre_enqueue
 from django_q.signing import SignedPackage
 from django_q.tasks import async_chain, async_iter, async_task
 from django_q.worker import worker
-from django_tasks import task
 
 from powercrud_dashboard import schedules
 from powercrud_dashboard.models import ActiveTask, TaskRecord
@@ -30,6 +30,11 @@ from powercrud_dashboard.schedules import run_scheduled, scheduled, sync_schedul
 from tests.testapp import tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+if django.VERSION >= (6, 0):
+    from django.tasks import task
+else:
+    from django_tasks import task
 
 PAGE = "/admin/powercrud_dashboard/taskrecord/schedules/"
 ADD = "tests.testapp.tasks.add"
