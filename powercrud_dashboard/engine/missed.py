@@ -34,18 +34,18 @@ def catch_up(known: set[str]) -> set[str]:
         known: the identities of those for which that was done already.
 
     Returns:
-        The identities of those that are silent now.
+        The identities of those for which it is done now.
     """
     of_cluster = WorkerProcess.objects.filter(cluster=queue.current_cluster())
     silent = of_cluster.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT) | of_cluster.exclude(lost_at=None)
-    beats = dict(silent.values_list("identity", "heartbeat_at"))
-    # What has just ended is written by its own worker, which knows more of it.
-    now = timezone.now() - timedelta(seconds=WRITTEN_WITHIN)
     before, after = timedelta(seconds=UNWRITTEN), timedelta(seconds=processes.max_heartbeat_age())
+    # Each is looked at once. What has just ended may still be written by its own worker, which knows more of it.
+    now = timezone.now() - timedelta(seconds=WRITTEN_WITHIN)
+    beats = dict(silent.filter(heartbeat_at__lte=now - after).values_list("identity", "heartbeat_at"))
     done = None
     for beat in sorted(beat for identity, beat in beats.items() if identity not in known):
         since = beat - before if done is None else max(beat - before, done)
-        done = min(beat + after, now)
+        done = beat + after
         for names in _parts(observe.ids_ended_between(since, done)):
             succeeded = TaskRecord.objects.filter(task_name__in=names, status=TaskStatus.SUCCESS)
             recorded = set(succeeded.values_list("task_name", flat=True))

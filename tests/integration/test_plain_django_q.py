@@ -15,7 +15,7 @@ from django_q.scheduler import scheduler
 from django_q.tasks import AsyncTask, async_chain, async_iter, async_task, result
 
 from powercrud_dashboard.engine.spec import TaskSpec
-from powercrud_dashboard.models import TaskEvent, TaskRecord
+from powercrud_dashboard.models import TaskEvent, TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import observe
 from tests.conftest import REDIS
 from tests.services import wait_until
@@ -144,6 +144,9 @@ def test_a_clean_stop_loses_nothing_and_a_killed_cluster_little(cluster_later, r
     assert TaskRecord.objects.completed().count() == 40 - left
     second = cluster_later()
     settled(40)
+    # Of a cluster that is killed before, django-q2 has no rows, and this package none of the workers.
+    wait_until(lambda: Task.objects.count() == 40, "django-q2 has saved all results", 60)
+    wait_until(WorkerProcess.objects.exists, "the workers are known", 60)
     newest = TaskRecord.objects.order_by("-finished_at").first()
     assert newest is not None
     # As if the monitor process had not come to write it.
