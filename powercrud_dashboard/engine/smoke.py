@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from django.db.models import QuerySet
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import gettext_noop
@@ -229,7 +230,7 @@ def _why_not_run(active: ActiveTask) -> str | Promise:
         return _("The broker does not answer any more. Check that it is running.")
     if not of_queue.exists():
         return _why_no_worker(cluster, sorted(set(workers.values_list("cluster", flat=True))), is_waiting)
-    is_idle = of_queue.exclude(pk__in=ActiveTask.objects.running().exclude(worker=None).values("worker")).exists()
+    is_idle = _has_idle_worker(of_queue)
     if is_waiting is False and is_idle:
         return _(
             "A cluster has taken the message, but none of its workers has begun the task: they may use another "
@@ -241,6 +242,15 @@ def _why_not_run(active: ActiveTask) -> str | Promise:
             "Q_CLUSTER here and there, and look into the log of qcluster."
         )
     return _("All workers of this queue are busy. The test runs when one of them is free.")
+
+
+def _has_idle_worker(workers: QuerySet[WorkerProcess]) -> bool:
+    """Return whether one of these workers has had nothing to do for a while. Between two tasks none has."""
+    since = database_now() - USUAL
+    running = ActiveTask.objects.running().exclude(worker=None).values("worker")
+    lately = TaskRecord.objects.filter(finished_at__gt=since).values_list("worker_host", "worker_pid").distinct()
+    idle = set(workers.filter(started_at__lte=since).exclude(pk__in=running).values_list("host", "pid"))
+    return not idle <= set(lately)
 
 
 def _waits_in_queue(active: ActiveTask, cluster: str) -> bool | None:

@@ -54,8 +54,9 @@ def advice(name: str) -> str:
     return str(report_of(name).advice)
 
 
-def worker(cluster: str = NAME, **fields: Any) -> WorkerProcess:
-    return WorkerProcess.objects.create(identity=f"w{cluster}{fields}", host="h", pid=1, cluster=cluster, **fields)
+def worker(cluster: str = NAME, *, age: float = 60, **fields: Any) -> WorkerProcess:
+    fields["started_at"] = timezone.now() - timedelta(seconds=age)
+    return WorkerProcess.objects.create(identity=f"w{cluster}{age}", host="h", pid=1, cluster=cluster, **fields)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -103,6 +104,22 @@ def test_busy_workers_are_waited_for(started, manager):
     name = manager.launch_async_task("math.floor", 1)
     assert ActiveTask.objects.claim(name, worker=busy.pk)
     assert "All workers of this queue are busy." in advice(started())
+
+
+def test_a_worker_between_two_tasks_is_not_idle(started, manager):
+    worker()
+    ended = TaskRecord.objects.create(
+        task_name="other", func="f", status="success", worker_host="h", worker_pid=1, finished_at=timezone.now()
+    )
+    name = started()
+    assert "All workers of this queue are busy." in advice(name)
+    TaskRecord.objects.filter(pk=ended.pk).update(finished_at=timezone.now() - timedelta(minutes=1))
+    assert "their broker may be another one" in advice(name)
+
+
+def test_neither_is_one_that_has_just_started(started):
+    worker(age=0)
+    assert "another" not in advice(started())
 
 
 @orm_only
