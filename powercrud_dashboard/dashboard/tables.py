@@ -143,8 +143,6 @@ class FailureRow:
     url: str
     function_url: str
     changed_url: str
-    #: The parts of the function's path, after each of which a line may end.
-    path: Sequence[str]
     first: Moment
     last: Moment
     newest_url: str

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.models.database import Now, PrimaryManager
@@ -48,6 +48,11 @@ class AlertQuerySet(models.QuerySet["Alert"]):
 
     def unacknowledged(self) -> AlertQuerySet:
         return self.filter(acknowledged_at=None)
+
+    def causes_first(self) -> AlertQuerySet:
+        """The newest first, but before them that no worker runs: waits and missed schedules follow from that."""
+        is_cause = Case(When(kind=AlertKind.NO_WORKERS, then=0), default=1)
+        return self.order_by(is_cause, "-opened_at", "-pk")
 
     def past(self) -> AlertQuerySet:
         return self.filter(resolved_at__isnull=False)

@@ -15,6 +15,8 @@ from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import number_format
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext, gettext_lazy
 from django_htmx.middleware import HtmxDetails
 
@@ -29,7 +31,7 @@ from powercrud_dashboard.dashboard.tray import Tray
 from powercrud_dashboard.dashboard.views.base import refresh_interval
 from powercrud_dashboard.engine import alert_messages
 from powercrud_dashboard.exceptions import ClusterStopping
-from powercrud_dashboard.models import Alert, TaskStatus
+from powercrud_dashboard.models import Alert, AlertKind, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.text import translated
 
@@ -201,6 +203,39 @@ def _url_here(request: HttpRequest, page: str, *args: object) -> str:
     return dashboard_url(getattr(request, "current_app", None) or (match.namespace if match else None), page, *args)
 
 
+@register.filter
+def last_part(path: str) -> str:
+    """Return what is behind the last dot of a dotted path."""
+    return path.rpartition(".")[2]
+
+
+@register.filter
+def breakable(path: str) -> str:
+    """Return a dotted path as HTML whose lines may end after each dot."""
+    return format_html_join(mark_safe(".<wbr>"), "{}", ((part,) for part in path.split(".")))
+
+
+@register.simple_tag(takes_context=True)
+def alert_place(context: Context, alert: Alert) -> str:
+    """Return the address of the page that shows what an alert is about; "" if only the project knows."""
+    subject, queue = alert.subject, alert.details.get("queue")
+    page, filters = {
+        AlertKind.FAILURE_RATE: ("changelist", {"status": "failed", "cluster": queue})
+        if queue
+        else ("failures", {"function": subject}),
+        AlertKind.OLDEST_WAIT: ("queue", {"queue": subject}),
+        AlertKind.QUEUE_DEPTH: ("queue", {"queue": subject}),
+        AlertKind.WORKERS_LOST: ("cluster", {}),
+        AlertKind.NO_WORKERS: ("cluster", {}),
+        AlertKind.MISSED_SCHEDULE: ("schedules", {}),
+    }.get(AlertKind(alert.kind), ("", {}))
+    if not page:
+        return ""
+    query = QueryDict(mutable=True)
+    query.update(filters)
+    return f"{_url_here(context['request'], page)}{'?' if filters else ''}{query.urlencode()}"
+
+
 @register.inclusion_tag("powercrud_dashboard/alerts/_strip.html", takes_context=True)
 def alert_strip(context: Context) -> dict[str, Any]:
     """Show the open alerts that nobody has acknowledged, to those who may view all tasks."""
@@ -208,7 +243,7 @@ def alert_strip(context: Context) -> dict[str, Any]:
     if "open_alerts" in context or not access.has_permission(request.user, "view_taskrecord"):
         # Their own page has them.
         return {}
-    found = Alert.objects.all().open().unacknowledged().order_by("-opened_at", "-pk")
+    found = Alert.objects.all().open().unacknowledged().causes_first()
     pulse = context.get("pulse")
     # Where the pulse is shown, it knows whether there are any.
     shown = list(found[: SHOWN_ALERTS + 1]) if pulse is None or pulse.has_alerts else []

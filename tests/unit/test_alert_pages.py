@@ -96,6 +96,37 @@ def test_the_strip_shows_the_newest_ones(boss):
     assert "More open alerts" in strip
 
 
+def test_that_no_worker_runs_is_first_as_the_others_follow_from_it(boss, alert):
+    Alert.objects.create(kind="no_workers", opened_at=timezone.now() - timedelta(hours=1))
+    for shown in (page(boss), page(boss, "alerts/strip/", headers=PARTIAL)):
+        assert shown.index("No worker runs") < shown.index(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "details", "place"),
+    [
+        ("failure_rate", "shop.fetch", {"failed": 3, "ended": 4, "minutes": 15}, "failures/?function=shop.fetch"),
+        ("failure_rate", "queue:mails", {"queue": "mails"}, "?status=failed&amp;cluster=mails"),
+        ("oldest_wait", "a b", {}, "cluster/queue/?queue=a+b"),
+        ("queue_depth", "mails", {}, "cluster/queue/?queue=mails"),
+        ("workers_lost", "host 7", {"queue": "mails"}, "cluster/"),
+        ("no_workers", "", {}, "cluster/"),
+        ("missed_schedule", "nightly", {"due_at": "2026-11-27T12:00:00+00:00"}, "schedules/"),
+    ],
+)
+def test_an_alert_leads_to_what_it_is_about(boss, kind, subject, details, place):
+    Alert.objects.create(kind=kind, subject=subject, details=details)
+    link = f'<a href="{TASKS}{place}">'
+    assert link in page(boss).partition("Open alerts")[2]
+    assert link in page(boss, "alerts/strip/", headers=PARTIAL)
+
+
+def test_one_of_a_check_of_the_project_leads_to_the_alerts(boss):
+    Alert.objects.create(kind="check", subject="shop.check", details={"check": "shop.check", "text": "Disk full"})
+    assert "<a" not in page(boss).partition('class="pcrud-alert-text"')[2].partition("Disk full")[0]
+    assert f'<a href="{TASKS}alerts/">Disk full</a>' in page(boss, "alerts/strip/", headers=PARTIAL)
+
+
 def test_the_strip_refreshes_itself_unless_that_is_off(boss, alert):
     assert 'hx-get="/admin/powercrud_dashboard/taskrecord/alerts/strip/"' in page(boss, "locks/")
     boss.cookies["pcrud_refresh"] = "0"

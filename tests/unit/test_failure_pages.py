@@ -461,6 +461,17 @@ def test_what_is_only_observed_is_not_offered_for_a_retry(boss, fail):
     assert offered == {"ours": ["retry", "dismiss"], "theirs": ["dismiss"]}
 
 
+def test_a_group_shows_the_newest_error_with_what_its_pattern_leaves_out(boss, fail):
+    fail("old", error="'name'")
+    fail("new", error="Looked up:\n'recipients'\n")
+    assert ">builtins.ValueError: &#x27;recipients&#x27;<" in boss.get(FAILURES).content.decode()
+
+
+def test_the_list_names_the_class_of_an_error(boss, fail):
+    fail("open", error="'recipients'")
+    assert ">ValueError: &#x27;recipients&#x27;<" in boss.get(f"{LIST}?status=failed").content.decode()
+
+
 def test_a_line_of_a_path_may_end_after_each_dot(boss, fail):
     fail("open")
     assert ">tests.<wbr>testapp.<wbr>tasks.<wbr>add</a>" in boss.get(FAILURES).content.decode()

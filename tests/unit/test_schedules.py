@@ -43,6 +43,10 @@ def url(schedule: Schedule, action: str) -> str:
     return f"{BASE}schedules/{schedule.pk}/{action}/"
 
 
+def edit_url(schedule: Schedule) -> str:
+    return f"/admin/django_q/schedule/{schedule.pk}/change/"
+
+
 def act(client, schedule: Schedule, action: str) -> str:
     return client.post(url(schedule, action), follow=True).content.decode()
 
@@ -54,7 +58,7 @@ def test_a_schedule_is_shown_with_its_next_run_and_its_last_result(client_of, ke
     now = timezone.now()
     task = Task.objects.create(id="a" * 32, name="x", func="f", started=now, stopped=now, success=True)
     page = client.get(PAGE).content.decode()
-    assert "<strong>nightly</strong>" in page
+    assert f'{edit_url(schedule)}" title="Change the schedule">nightly</a>' in page
     assert "Completed" in page
     task.success = False
     task.save()
@@ -69,7 +73,7 @@ def test_how_often_a_schedule_runs_is_said_in_words(client_of, keeper):
     make(schedule_type=Schedule.MINUTES, minutes=1)
     make()
     page = client_of(keeper).get(PAGE).content.decode()
-    assert all(f">{words}<" in page for words in ("every 5 minutes", "every minute", "Daily"))
+    assert all(f">{words}<" in page for words in ("Every 5 minutes", "Every minute", "Daily"))
 
 
 def ran(schedule: Schedule, status: str = "success", *, ago: float = 60, took: float = 1.5, **fields) -> TaskRecord:
@@ -117,7 +121,7 @@ def test_only_the_newest_runs_are_marked(client_of, keeper):
     schedule = make()
     records = [ran(schedule, ago=100 - number) for number in range(12)]
     page = client_of(keeper).get(PAGE).content.decode()
-    assert [f"/{record.pk}/change/" in page for record in records] == [False, False] + [True] * 10
+    assert [f"taskrecord/{record.pk}/change/" in page for record in records] == [False, False] + [True] * 10
 
 
 def test_a_skipped_run_is_no_failure_and_says_why(client_of, keeper):
@@ -152,7 +156,7 @@ def test_what_has_failed_is_first_then_what_is_missed(client_of, keeper):
     client = client_of(keeper)
 
     def order() -> list[str]:
-        return re.findall(r"<strong>(?!keeper)(\w+)</strong>", client.get(PAGE).content.decode())
+        return re.findall(r"<strong>(?:<a [^>]*>)?(?!keeper)(\w+)(?:</a>)?</strong>", client.get(PAGE).content.decode())
 
     assert order() == ["bad", "late", "good", "paused"]
     TaskRecord.objects.filter(pk=failure.pk).update(resolution="dismissed")

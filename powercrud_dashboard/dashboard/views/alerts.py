@@ -35,7 +35,7 @@ class AlertsView(RefreshingPageView):
         return super().get_context_data(
             title=_("Alerts"),
             now=database_now(),
-            open_alerts=alerts.open().order_by("-opened_at", "-pk")[:SHOWN_OPEN],
+            open_alerts=alerts.open().causes_first()[:SHOWN_OPEN],
             more_open=max(0, Alert.objects.all().open().count() - SHOWN_OPEN),
             past_alerts=past[:SHOWN_PAST],
             has_more=len(past) > SHOWN_PAST,

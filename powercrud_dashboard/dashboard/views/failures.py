@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import models
 from django.db.models import Max, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Left
 from django.http import QueryDict
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
@@ -27,6 +27,7 @@ from powercrud_dashboard.dashboard.tables import FailureRow, FailureTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import database_now
+from powercrud_dashboard.text import MESSAGE
 
 if TYPE_CHECKING:
     from powercrud_dashboard.dashboard.access import User
@@ -63,6 +64,8 @@ class FailureGroup:
     #: When the last of these tasks ended.
     last: datetime
     newest_pk: int
+    #: The last line of the error of the newest of these tasks, with the parts that the pattern leaves out.
+    newest_error: str
     #: Query string of the task list for exactly these tasks; "" for errors without a pattern.
     query: str
 
@@ -71,6 +74,11 @@ class FailureGroup:
         """What tells its elements from those of the other groups on the page."""
         kind = "\n".join((self.func, self.pattern))
         return hashlib.blake2s(kind.encode(errors="surrogatepass"), digest_size=6).hexdigest()
+
+
+class _Newest(NamedTuple):
+    first_seen: datetime
+    last_line: str
 
 
 class FailureSummary:
@@ -105,7 +113,7 @@ class FailureSummary:
             )
             .order_by("-count", "-last")[:MAX_GROUPS]
         )
-        first = self._first_seen([row["newest_pk"] for row in rows])
+        newest_by_pk = self._newest([row["newest_pk"] for row in rows])
         return [
             FailureGroup(
                 func=row["func"],
@@ -114,7 +122,8 @@ class FailureSummary:
                 count=row["count"],
                 retried=row["retried"],
                 is_retryable=row["retryable"] > 0,
-                first=first[row["newest_pk"]],
+                first=newest_by_pk[row["newest_pk"]].first_seen,
+                newest_error=newest_by_pk[row["newest_pk"]].last_line,
                 last=row["last"],
                 newest_pk=row["newest_pk"],
                 query=self._query(function=row["func"], pattern=row["error_pattern"]) if row["error_pattern"] else "",
@@ -122,13 +131,15 @@ class FailureSummary:
             for row in rows
         ]
 
-    def _first_seen(self, pks: list[int]) -> dict[int, datetime]:
-        """Return when a failure as that of each of these records was seen first, whatever became of it."""
+    def _newest(self, pks: list[int]) -> dict[int, _Newest]:
+        """Return what is shown of each of these records, and when a failure like it was seen first."""
         alike = TaskRecord.objects.visible_to(self._user).exclude(resolution="")
         same = {name: OuterRef(name) for name in ("error_pattern", "func")}
         first = alike.filter(**same, finished_at__isnull=False).order_by("finished_at").values("finished_at")[:1]
-        rows = TaskRecord.objects.filter(pk__in=pks).annotate(first=Coalesce(Subquery(first), "finished_at"))
-        return dict(rows.values_list("pk", "first"))
+        rows = TaskRecord.objects.filter(pk__in=pks).values_list(
+            "pk", Coalesce(Subquery(first), "finished_at"), Left("error", MESSAGE)
+        )
+        return {pk: _Newest(first_seen, error.strip().rpartition("\n")[2].strip()) for pk, first_seen, error in rows}
 
     @property
     def is_bounded(self) -> bool:
@@ -211,7 +222,6 @@ class FailuresView(RefreshingPageView):
                 url=f"{list_url}?{group.query}" if group.query else "",
                 function_url=f"{self.request.path}?{parameters.urlencode()}",
                 changed_url=self.function_url(group.func, group.pattern),
-                path=group.func.split("."),
                 first=Moment.of(group.first, now),
                 last=Moment.of(group.last, now),
                 newest_url=task_url.replace(str(ANY_KEY), str(group.newest_pk)),

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.schedules import ShownSchedule, not_synced, shown_schedules
-from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPageView
+from powercrud_dashboard.dashboard.views.base import DashboardView, ObjectLinks, RefreshingPageView
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskConflict
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.q2 import schedules
@@ -32,6 +32,8 @@ class ScheduleRow:
     shown: ShownSchedule
     runs_url: str
     function_url: str
+    #: Of django-q2's page of it; "" where the code declares it, or for who may not open that page.
+    edit_url: str
     actions: list[tuple[str, str]]
 
 
@@ -45,19 +47,21 @@ class ScheduleListView(RefreshingPageView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         shown = shown_schedules(lambda record: self.url("change", record.pk))
+        links = ObjectLinks(self.site, self.request)
         return super().get_context_data(
             title=_("Schedules"),
             now=database_now(),
-            schedules=[self._row(schedule) for schedule in shown],
+            schedules=[self._row(schedule, links) for schedule in shown],
             not_synced=not_synced(shown),
             **kwargs,
         )
 
-    def _row(self, shown: ShownSchedule) -> ScheduleRow:
+    def _row(self, shown: ShownSchedule, links: ObjectLinks) -> ScheduleRow:
         return ScheduleRow(
             shown,
             self.list_of(group=shown.state.group) if shown.runs else "",
             self.function_url(shown.func) if shown.runs else "",
+            "" if shown.calls_declared else links.url("django_q.schedule", str(shown.state.schedule.pk)),
             self._actions(shown.state) if access.may_change_schedules(self.request.user) else [],
         )
 
