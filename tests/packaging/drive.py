@@ -32,14 +32,14 @@ template_rendered.connect(lambda template, **kwargs: rendered.add(str(template.n
 client = Client()
 client.force_login(User.objects.get(username="admin"))
 
-# The action of the tutorial: 190 to 200 of the invoices, of which the last one has no address.
-chosen = list(Invoice.objects.filter(pk__gte=190).values_list("pk", flat=True))
+# The action of the tutorial: the last three of the invoices, of which the last one has no address.
+chosen = list(Invoice.objects.filter(pk__gte=58).values_list("pk", flat=True))
 client.post(reverse("admin:billing_invoice_changelist"), {"action": "send", "_selected_action": chosen})
 record = TaskRecord.objects.latest("pk")
 manager = AsyncManager.resolve_manager()
 assert manager.get_task_status(record.task_name, wait=ENDS_WITHIN) == manager.STATUSES.SUCCESS
 record.refresh_from_db()
-assert (record.done_count, record.failed_count, record.user_label) == (10, 1, "admin"), record
+assert (record.done_count, record.failed_count, record.user_label) == (2, 1, "admin"), record
 
 grouped = manager.launch_async_task("math.factorial", 5, group="some", user=client.session["_auth_user_id"])
 failed = manager.launch_async_task("math.sqrt", -1)
