@@ -41,7 +41,7 @@ def as_markdown(text: str) -> str:
     text = re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split()))
     # A name of several parts that differ.
     text = text.replace("….…", "…")
-    return re.sub(r"docs/([a-z-]+\.md(?:#[a-z0-9-]+)?)", _link, text)
+    return re.sub(r"docs/([a-z0-9-]+\.md(?:#[a-z0-9-]+)?)", _link, text)
 
 
 def _link(match: re.Match[str]) -> str:

@@ -7,21 +7,13 @@ import sys
 from types import ModuleType
 
 import pytest
-from django.apps import apps
 from django.conf import settings
 from django.test import TransactionTestCase
 
 from tests.testapp import models
 
 PAGE = (settings.ROOT / "docs/testing.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def rebuild_projects(pks, model):
-    if not pks:
-        raise LookupError("There is nothing to rebuild.")
-    assert apps.get_model(model)
-    return {"rebuilt": len(pks)}
+FUNCTION, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def made_up(name: str, **contents: object) -> ModuleType:
@@ -31,8 +23,8 @@ def made_up(name: str, **contents: object) -> ModuleType:
 
 
 #: The reader's project. A task that runs in the test's process finds its function there.
-rebuild_projects.__module__ = "myapp.tasks"
-made_up("myapp", tasks=made_up("myapp.tasks", rebuild_projects=rebuild_projects), models=models)
+made_up("myapp", tasks=made_up("myapp.tasks"), models=models)
+exec(FUNCTION, vars(sys.modules["myapp.tasks"]))
 sys.modules["myapp.models"] = models
 
 for block in BLOCKS:
