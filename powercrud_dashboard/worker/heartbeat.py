@@ -28,7 +28,7 @@ from powercrud_dashboard.engine.progress import Progress
 from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled, TaskGivenUp
 from powercrud_dashboard.models import ActiveTask
 from powercrud_dashboard.models.database import coordination_db, impatient_transaction
-from powercrud_dashboard.worker import observe
+from powercrud_dashboard.worker import messages, observe
 from powercrud_dashboard.worker.interrupt import Interruption, cluster_is_stopping
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ GUARD_INTERVAL = 0.25
 #: Seconds within which a task that others may have taken must end. It is told to as soon as the heartbeat timeout has
 #: passed, and has ended before those who watch this process for ``processes.OBSERVATION`` give it up.
 STOPS_WITHIN = 1.5
+#: Seconds in which a task of plain django-q2 may still end whose worker was terminated for its time limit.
+ENDS_WITHIN = 3.0
 #: Seconds between two looks of the guard that show that the whole process did not run meanwhile.
 FROZEN_AFTER = 1.5
 #: What others ask of a task.
@@ -329,9 +331,14 @@ class HeartbeatThread:
         thread = self._thread
         last, thawed_at = clock(), float("-inf")
         held: set[TaskMonitor] = set()
+        overrun_since: float | None = None
         while thread is self._thread:
             time.sleep(GUARD_INTERVAL)
             now = clock()
+            overrun_since = (overrun_since or now) if messages.has_overrun() else None
+            if overrun_since is not None and now - overrun_since >= ENDS_WITHIN:
+                # The SIGTERM that came is kept until the end of the task, which ignores its time limit.
+                os._exit(1)
             if now - last >= FROZEN_AFTER:
                 thawed_at = now
                 held.clear()

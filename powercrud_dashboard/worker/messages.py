@@ -8,7 +8,7 @@ import time
 from queue import Empty
 from typing import Any
 
-from powercrud_dashboard.q2 import queue
+from powercrud_dashboard.q2 import observe, queue
 from powercrud_dashboard.worker import interrupt
 
 #: What ends a worker's loop, in django-q2's queue of the messages that the cluster has taken.
@@ -22,11 +22,13 @@ PAUSE = 1.0
 class Messages:
     """Takes the place of ``get`` of django-q2's queue, which a worker calls between two tasks."""
 
-    def __init__(self, taken: Any) -> None:
+    def __init__(self, taken: Any, timer: Any) -> None:
         self._get = taken.get
+        self._timer = timer
         self._pid = os.getpid()
         self._alarm_handler: Any = None
         self._last: dict[str, Any] = {}
+        self._runs_plain_task = False
         self._has_left_one = False
 
     def get(self) -> Any:
@@ -34,6 +36,7 @@ class Messages:
         if os.getpid() != self._pid:
             # Forked by a task.
             os._exit(0)
+        self._runs_plain_task = False
         self._restore_alarm_handler()
         if self._has_left_one:
             self._has_left_one = False
@@ -47,6 +50,7 @@ class Messages:
                 break
             if not interrupt.cluster_is_stopping() or not queue.hand_back(message):
                 self._last = dict(message)
+                self._runs_plain_task = not observe.is_own(message)
                 return message
         return STOP
 
@@ -58,6 +62,18 @@ class Messages:
             self._alarm_handler = signal.getsignal(signal.SIGALRM)
         elif self._alarm_handler is not None:
             signal.signal(signal.SIGALRM, self._alarm_handler)
+
+    def stop(self) -> None:
+        """Note that the loop of the worker has ended."""
+        self._runs_plain_task = False
+
+    def has_overrun(self) -> bool:
+        """Return whether django-q2's guard has terminated this worker, and a task of plain django-q2 runs in it still.
+
+        A task of a manager has a limit of its own, and time to record its end.
+        """
+        # Without the lock, which others may hold.
+        return self._runs_plain_task and self._timer.get_obj().value == 0
 
     def time_limit_of(self, task_id: str) -> Any:
         """Return the time limit that the last message gives to its task, which django-q2 takes out of it."""
@@ -73,11 +89,22 @@ class Messages:
 _messages: Messages | None = None
 
 
-def read_from(taken: Any) -> None:
-    """Have the loop of this worker read from django-q2's queue in this way."""
+def read_from(taken: Any, timer: Any) -> None:
+    """Have the loop of this worker, which has this timer, read from django-q2's queue in this way."""
     global _messages
-    _messages = Messages(taken)
+    _messages = Messages(taken, timer)
     taken.get = _messages.get
+
+
+def stop_reading() -> None:
+    """Note that the loop of this worker has ended."""
+    if _messages is not None:
+        _messages.stop()
+
+
+def has_overrun() -> bool:
+    """Return whether a task of plain django-q2 runs in this worker that has overrun its time limit."""
+    return _messages is not None and _messages.has_overrun()
 
 
 def leave_in_queue(task_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import util
@@ -18,12 +19,16 @@ from powercrud_dashboard.worker import connection, due, heartbeat, hooks, interr
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which a worker is killed that django-q2 has terminated, as its task has overrun its time limit. Within
+#: these a worker ends itself, or has written all that it has still to write.
+KILLED_AFTER = hooks.PATIENCE + 60.0
+
 
 def _set_up_worker(process: BaseProcess) -> None:
     interrupt.note_sigterm()
     boundary.replace_closed_streams()
-    taken, results, *_others = _arguments(process)
-    messages.read_from(taken)
+    taken, results, timer, *_others = _arguments(process)
+    messages.read_from(taken, timer)
     observe.watch_worker(results)
     hooks.install()
     connection.install()
@@ -35,6 +40,7 @@ def _set_up_worker(process: BaseProcess) -> None:
 
 
 def _leave() -> None:
+    messages.stop_reading()
     if not observe.finish():
         # Its cluster takes it for a killed one, and looks for these ends among django-q2's rows.
         logger.warning("The ends of some tasks of plain django-q2 could not be written at the end of this worker")
@@ -66,13 +72,58 @@ def _run_sentinel(sentinel_class: Callable[..., Any], stop_event: Any, *args: An
         stop()
 
     sentinel.stop = hand_back_and_stop
+    overruns = _Overruns(sentinel)
     try:
         sentinel.start()
     finally:
+        overruns.end()
         # multiprocessing sends them a SIGTERM, which they ignore, and waits for their end.
         for helper in (sentinel.pusher, sentinel.monitor):
             if helper is not None:
                 helper.kill()
+
+
+class _Overruns:
+    """Kills the workers that django-q2's guard has terminated and that do not end.
+
+    A worker lets a SIGTERM wait for the end of its task, and can't end itself while the task holds the interpreter's
+    lock. It would run for ever, and its cluster would never stop.
+    """
+
+    def __init__(self, sentinel: Any) -> None:
+        self._reincarnate, self._status = sentinel.reincarnate, sentinel.status
+        self._until: dict[Any, float] = {}
+        sentinel.reincarnate = self.reincarnate
+        # Asked for in each round of the guard, and while the cluster stops.
+        sentinel.status = self.status
+
+    def reincarnate(self, process: Any) -> None:
+        """Take the place of the sentinel's method."""
+        has_overrun = getattr(process, "timer", None) is not None and process.timer.value == 0
+        self._reincarnate(process)
+        if has_overrun:
+            self._until[process] = time.monotonic() + KILLED_AFTER
+
+    def status(self) -> Any:
+        """Take the place of the sentinel's method."""
+        self._kill_some()
+        return self._status()
+
+    def end(self) -> None:
+        """Wait until all of them have ended."""
+        for process, until in list(self._until.items()):
+            process.join(max(0.0, until - time.monotonic()))
+        self._kill_some()
+
+    def _kill_some(self) -> None:
+        for process, until in list(self._until.items()):
+            if process.is_alive() and time.monotonic() < until:
+                continue
+            del self._until[process]
+            if process.is_alive():
+                logger.error("The worker %s is killed, as its task ignores its time limit", process.pid)
+                process.kill()
+                process.join(1.0)
 
 
 def _hand_back_what_was_taken(sentinel: Any) -> None:

@@ -135,6 +135,24 @@ def test_a_taken_message_is_recorded_as_queued_though_the_database_was_busy(clus
     settled(3)
 
 
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_task_that_ignores_its_time_limit_is_ended_as_by_django_q2(cluster_later, tmp_path, until_started):
+    # Its guard counts a time limit down to zero only in such steps.
+    cluster = cluster_later(PCRUD_TEST_GUARD_CYCLE="0.5")
+    async_task("tests.testapp.tasks.ignore_everything", str(tmp_path / "stubborn"), timeout=1)
+    pid = until_started(tmp_path / "stubborn")
+    wait_until(lambda: not is_running(pid), "its worker was ended", 60)
+    assert result(async_task(ADD, 1, 2), wait=60_000) == 3
+    assert cluster.stop() == 0
+
+
 def test_a_clean_stop_loses_nothing_and_a_killed_cluster_little(cluster_later, record_of):
     first = cluster_later()
     ids = [async_task(ADD, number) for number in range(40)]
