@@ -10,17 +10,16 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 import time
 import urllib.request
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import connections
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
 from django.utils.formats import date_format
@@ -29,7 +28,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import mails
+from powercrud_dashboard.engine import bounded, mails
 from powercrud_dashboard.engine.alert_rules import Rules, Webhook
 from powercrud_dashboard.models import Alert, AlertKind, AlertMessage
 from powercrud_dashboard.text import error_summary
@@ -51,16 +50,13 @@ TIMESTAMP_HEADER = "X-Powercrud-Timestamp"
 SIGNATURE_HEADER = "X-Powercrud-Signature"
 
 
-#: By channel, the thread that has not finished in time. Until it has, this process sends nothing there.
-_late: dict[str, threading.Thread] = {}
-
-
 def send_due() -> int:
     """Send the messages that are due. Return of how many alerts was told; failed ones are sent again later."""
     AlertMessage.objects.all().give_up_abandoned()
     sent = 0
     rules = Rules()
-    skipped = {channel for channel, thread in _late.items() if thread.is_alive()}
+    # Until a call there has finished, this process sends nothing to a channel.
+    skipped = {channel for channel in rules.channels if _name(channel) in bounded.late()}
     for _number in range(MESSAGES_AT_ONCE):
         due = AlertMessage.objects.all().due().exclude(channel__in=skipped).order_by("pk")
         first = due.first()
@@ -77,7 +73,8 @@ def send_due() -> int:
             claimed.delete()
             continue
         began = time.monotonic()
-        error = _try_to_send(rules, first.channel, messages)
+        may_take = rules.webhook.timeout if first.channel == "webhook" and rules.webhook else SENDING_TAKES
+        error = bounded.run_within(may_take, _name(first.channel), partial(_send, rules, first.channel, messages))
         if error is None:
             claimed.delete()
             sent += len(messages)
@@ -89,31 +86,8 @@ def send_due() -> int:
     return sent
 
 
-def _try_to_send(rules: Rules, channel: str, messages: Sequence[AlertMessage]) -> BaseException | None:
-    """Send messages in a thread, whose end is waited for no longer than the channel may take. Return the error, if any.
-
-    The timeouts of sockets don't do: each is for one operation, of which a server can cause any number.
-    """
-    errors: list[BaseException] = []
-
-    def send() -> None:
-        try:
-            _send(rules, channel, messages)
-        except BaseException as error:
-            # A server may be away, and the project's code may raise anything.
-            errors.append(error)
-        finally:
-            connections.close_all()
-
-    may_take = rules.webhook.timeout if channel == "webhook" and rules.webhook else SENDING_TAKES
-    thread = threading.Thread(target=send, name=f"powercrud-dashboard-alert-{channel}", daemon=True)
-    thread.start()
-    thread.join(may_take)
-    if thread.is_alive():
-        _late[channel] = thread
-        return TimeoutError(f"Not finished within {may_take} seconds")
-    # Taken out, so that the error, the frame in its traceback and this list don't keep each other, and a socket, alive.
-    return errors.pop() if errors else None
+def _name(channel: str) -> str:
+    return f"alert-{channel}"
 
 
 def _send(rules: Rules, channel: str, messages: Sequence[AlertMessage]) -> None:

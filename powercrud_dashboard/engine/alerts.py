@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from django.db import InterfaceError, OperationalError, connections
@@ -19,7 +20,7 @@ from django.db.models import Count, Q, Sum
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from powercrud_dashboard.engine import alert_messages, plain
+from powercrud_dashboard.engine import alert_messages, bounded, plain
 from powercrud_dashboard.engine.alert_rules import Limits, Rules
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.vitals import Waiting, Workers, waiting_by_queue
@@ -49,6 +50,11 @@ WAITED = 0.5
 
 #: Characters of a host that a subject has, so that the process id is in it too.
 HOST = 200
+
+#: Seconds that a check of the project may take.
+CHECK_TAKES = 10
+#: Problems that one check may find.
+FOUND_AT_MOST = 1_000
 
 #: How long no worker may run after all have said that they stop.
 DEPLOY_MAY_TAKE = timedelta(seconds=25)
@@ -235,15 +241,25 @@ def _of_queues(rules: Rules) -> Iterator[Problem]:
 
 
 def _of_check(path: str) -> list[Problem]:
-    """Return what a callable of the project finds: pairs of what it is about and a sentence."""
-    return [
-        Problem(
-            AlertKind.CHECK,
-            f"{path} {subject}".strip(),
-            {"check": path, "about": clean_text(subject, SHORT), "text": clean_text(text, MESSAGE)},
-        )
-        for subject, text in import_string(path)()
-    ]
+    """Return what a callable of the project finds: pairs of what it is about and a sentence.
+
+    Raises:
+        Exception: what it raises, and a ``TimeoutError`` if it does not finish in time.
+    """
+    name = f"alert-check-{path}"
+    if name in bounded.late():
+        raise TimeoutError("It has not finished since an earlier time")
+    found: list[Problem] = []
+
+    def check() -> None:
+        for subject, text in islice(import_string(path)(), FOUND_AT_MOST):
+            details = {"check": path, "about": clean_text(subject, SHORT), "text": clean_text(text, MESSAGE)}
+            found.append(Problem(AlertKind.CHECK, f"{path} {subject}".strip(), details))
+
+    error = bounded.run_within(CHECK_TAKES, name, check)
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(f"It has raised {error!r}") from error
+    return found
 
 
 def _without_workers(waiting: dict[str, Waiting], workers: Workers) -> Iterator[Problem]:

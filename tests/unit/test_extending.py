@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 from django.contrib.auth.models import Group
@@ -13,12 +14,14 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.engine import alerts
 from powercrud_dashboard.extension import Column, Dashboard
 from powercrud_dashboard.models import Alert, TaskObject, TaskRecord
-from tests.alerting import evaluate, open_alerts, past_alerts
+from tests.alerting import evaluate, is_quiet, open_alerts, past_alerts
 from tests.example import checks
 from tests.example.dashboard import PAYMENTS
 from tests.example.dashboard import Dashboard as ExampleDashboard
+from tests.services import wait_until
 
 pytestmark = pytest.mark.django_db
 
@@ -351,11 +354,13 @@ def test_a_path_that_can_be_used_is_no_mistake(example):
 # Alerts
 
 
+def use_checks(settings, *paths: str) -> None:
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_ALERTS": {"no_workers": None, "checks": list(paths)}}
+
+
 @pytest.fixture
 def mailboxes(settings):
-    settings.POWERCRUD_SETTINGS = {
-        "DASHBOARD_ALERTS": {"no_workers": None, "checks": ["tests.example.checks.mailboxes"]}
-    }
+    use_checks(settings, "tests.example.checks.mailboxes")
     yield checks.full
     checks.full.clear()
     checks.answers[0] = True
@@ -379,6 +384,34 @@ def test_a_check_of_the_project_opens_and_ends_alerts(mailboxes, settings, boss)
     evaluate()
     assert open_alerts() == []
     assert Alert.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_check_that_does_not_end_holds_up_no_evaluation(mailboxes, settings, monkeypatch):
+    silent, quick = "tests.example.checks.silent", "tests.example.checks.mailboxes"
+    use_checks(settings, silent, quick)
+    monkeypatch.setattr(alerts, "CHECK_TAKES", 0.1)
+    mailboxes.append("sales")
+    try:
+        evaluate()
+        assert ("check", f"{silent} answer") not in open_alerts()
+        # It is not begun again as long as it has not ended.
+        assert sum(silent in thread.name for thread in threading.enumerate()) == 1
+    finally:
+        checks.goes_on.set()
+    monkeypatch.setattr(alerts, "CHECK_TAKES", 10)
+    wait_until(is_quiet, "the check has ended")
+    evaluate()
+    assert open_alerts() == [("check", f"{quick} sales"), ("check", f"{silent} answer")]
+    checks.goes_on.clear()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_a_check_that_finds_ever_more_the_first_ones_count(mailboxes, settings, monkeypatch):
+    monkeypatch.setattr(alerts, "FOUND_AT_MOST", 3)
+    use_checks(settings, "tests.example.checks.endless")
+    evaluate()
+    assert len(open_alerts()) == 3
 
 
 def test_a_wrong_path_of_a_check_is_reported(settings):
