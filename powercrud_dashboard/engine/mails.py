@@ -47,7 +47,8 @@ def send_due() -> int:
     for _number in range(MAILS_AT_ONCE):
         if time.monotonic() > until:
             break
-        notice = TaskNotice.objects.all().to_mail().select_related("record", "user").order_by("mail_due_at").first()
+        due = TaskNotice.objects.all().to_mail().select_related("record").prefetch_related("user")
+        notice = due.order_by("mail_due_at").first()
         if notice is None:
             break
         sent += _send(notice)

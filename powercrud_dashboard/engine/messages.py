@@ -41,7 +41,7 @@ def active_tasks_of(messages: list[Message]) -> dict[str, ActiveTask]:
     names = {message.key: task_name_of(message) for message in messages}
     # Those that can't be read are known by their receipts.
     receipts = {message.key: message.receipt for message in messages if message.problem and message.receipt}
-    tasks = ActiveTask.objects.tasks().select_related("user")
+    tasks = ActiveTask.objects.tasks().prefetch_related("user")
     by_name = {active.task_name: active for active in tasks.filter(task_name__in=set(names.values()))}
     by_receipt = {active.queue_receipt: active for active in tasks.filter(queue_receipt__in=receipts.values())}
     found = {key: by_name.get(name) or by_receipt.get(receipts.get(key, "")) for key, name in names.items()}

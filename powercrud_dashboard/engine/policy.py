@@ -296,7 +296,7 @@ def _emit_postponed(
 def _pause_if_asked(manager: lifecycle.LifecycleManager, active: ActiveTask) -> None:
     """Pause a task that waits for its retry, if somebody wanted that while it ran."""
     tasks = ActiveTask.objects.all()
-    asked = tasks.filter(pk=active.pk, pause_requested_at__isnull=False).select_related("pause_requested_by").first()
+    asked = tasks.filter(pk=active.pk, pause_requested_at__isnull=False).prefetch_related("pause_requested_by").first()
     if asked is not None and tasks.pause(asked, keep_locks=asked.pause_keeps_locks):
         actor = asked.pause_requested_by
         lifecycle.note_paused(manager, asked, keep_locks=asked.pause_keeps_locks, actor=actor)

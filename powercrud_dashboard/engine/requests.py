@@ -195,7 +195,7 @@ def give_worker_back(
         tasks = ActiveTask.objects.all()
         people = "cancel_requested_by", "pause_requested_by"
         # Locked, so that nobody asks for something between this look and the change that follows from it.
-        now = tasks.as_read(active).select_related(*people).select_for_update(of=("self",)).first()
+        now = tasks.as_read(active).prefetch_related(*people).select_for_update(of=("self",)).first()
         if now is None:
             return False
         if now.cancel_requested_at is not None:

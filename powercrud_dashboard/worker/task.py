@@ -410,7 +410,7 @@ def _by_database(at: datetime | None) -> datetime:
 
 
 def _canceller(active: ActiveTask) -> Any:
-    current = ActiveTask.objects.filter(pk=active.pk).select_related("cancel_requested_by").first()
+    current = ActiveTask.objects.filter(pk=active.pk).prefetch_related("cancel_requested_by").first()
     return current.cancel_requested_by if current else None
 
 

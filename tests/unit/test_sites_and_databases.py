@@ -9,16 +9,23 @@ from collections.abc import Iterator
 import pytest
 from django.contrib.admin.sites import AdminSite, all_sites
 from django.contrib.auth.models import Group, User
-from django.test.utils import override_script_prefix
+from django.core import mail
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext, override_script_prefix
 from django.urls import include, path
 
 from powercrud_dashboard.admin import TaskRecordAdmin
 from powercrud_dashboard.admin.pages import dashboard_url
+from powercrud_dashboard.async_context import get_current_task
+from powercrud_dashboard.async_manager import AsyncManager
+from powercrud_dashboard.engine import mails
 from powercrud_dashboard.exceptions import TaskConflict
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from tests.backoffice import BackofficeProjectAdmin
 from tests.testapp.admin import ODD
 from tests.testapp.models import Project, Shelf
+from tests.workers import run_queue
 
 BACKOFFICE = "/backoffice/testapp/project/"
 SHELVES = "/admin/testapp/shelf/"
@@ -168,3 +175,42 @@ def test_a_replica_that_lags_behind_decides_nothing(settings, boss, manager):
     assert list(TaskRecord.objects.values_list("status", flat=True)) == ["success", "cancelled"]
     page = boss.get("/admin/powercrud_dashboard/taskrecord/").content.decode()
     assert page.count("data-pcrud-row") == 2
+
+
+def be_cancelled_by(pk: int) -> None:
+    task = get_current_task()
+    AsyncManager().cancel_task(task.task_name, user=User.objects.get(pk=pk))
+    task.update_progress("looks whether it is")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_users_may_be_in_a_database_of_their_own(boss, superuser, manager, settings, make_user, record_of):
+    """No query joins them to the tables of this package."""
+    settings.POWERCRUD_SETTINGS = {
+        **settings.POWERCRUD_SETTINGS,
+        "DASHBOARD_NOTICES": True,
+        "DASHBOARD_MAIL_AFTER": 0,
+        "DASHBOARD_BASE_URL": "https://example.com",
+    }
+    clerk = make_user("clerk", email="clerk@example.com")
+    locked = {"testapp.project": [1]}
+    queued = manager.launch_async_task("math.floor", 1.5, user=clerk, conflict_ids=locked)
+    waiting = manager.launch_async_task("math.floor", 1.5, user=clerk)
+    record = record_of(queued)
+    with CaptureQueriesContext(connection) as queries:
+        for page in ("", "?q=clerk", "locks/", "locks/?q=clerk", "cluster/", "failures/", f"{record.pk}/change/"):
+            assert boss.get(f"/admin/powercrud_dashboard/taskrecord/{page}").status_code == 200
+        queue = boss.get(dashboard_url("admin", "queue"), {"queue": record.cluster or "pcrud-tests"})
+        assert queue.status_code == 200
+        call_command("pcrud", "locks", "--json")
+        assert manager.cancel_task(waiting, user=superuser)
+        with pytest.raises(BaseException, match="was cancelled"):
+            manager.launch_async_task(be_cancelled_by, superuser.pk, user=clerk, sync=True, task_key="running")
+        run_queue()
+        mails.send_due()
+        assert [message.to for message in mail.outbox] == [["clerk@example.com"]]
+    assert record_of("running").status == "cancelled"
+    assert record_of("running").events.get(event="cancel").actor == superuser
+    joined = [query["sql"] for query in queries if "JOIN" in query["sql"] and "auth_user" in query["sql"]]
+    # Django's own, of the groups and permissions of a user, do not touch a table of this package.
+    assert [sql for sql in joined if "powercrud_dashboard_" in sql] == []

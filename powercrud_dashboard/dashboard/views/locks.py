@@ -89,7 +89,8 @@ class LockListView(RefreshingPageView):
         counted = ConflictLock.objects.filter(active_task=OuterRef("pk")).values("pk")
         holders = (
             ActiveTask.objects.filter(Exists(of_holder))
-            .select_related("worker", "user")
+            .select_related("worker")
+            .prefetch_related("user")
             .annotate(read_at=Now(), lock_count=CappedCount(counted[: MAX_LOCKS + 1]))
         )
         shown: dict[int, Holder] = {}

@@ -79,7 +79,7 @@ class Locks(Subcommand):
         counts = ConflictLock.objects.filter(active_task=OuterRef("pk")).values("pk")
         holders: list[Any] = list(
             ActiveTask.objects.filter(pk__in=locks.values("active_task"))
-            .select_related("user")
+            .prefetch_related("user")
             .annotate(read_at=Now(), lock_count=CappedCount(counts))
             .order_by("created_at", "pk")[: options["limit"] + 1]
         )
