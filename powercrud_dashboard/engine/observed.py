@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from django.db import IntegrityError
@@ -19,7 +20,7 @@ from powercrud_dashboard.engine.failure_texts import FailureText
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import UnimportableCallable
-from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus
+from powercrud_dashboard.models import FailureReason, Resolution, Source, TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.database import impatient_transaction, in_chunks, short_wait_on_sqlite
 from powercrud_dashboard.models.prepared import PreparedInsert
@@ -146,15 +147,14 @@ def record_ended(tasks: Iterable[EndedTask], *, by_rows: bool = False) -> int:
     if recorder is None:
         return 0
     written = 0
-    part: dict[str, _Prepared[EndedTask]] = {}
+    part: dict[str, EndedTask] = {}
     for task in tasks:
-        prepared = _prepared(task, _ended_record)
-        name = prepared.record.task_name
+        name = _fitting(task.id)
         # A broker may have delivered a message more than once: each delivery is another attempt.
         if len(part) == WRITTEN_AT_ONCE or name in part:
             written += _write_part(part, recorder, by_rows)
             part = {}
-        part[name] = prepared
+        part[name] = task
     return written + _write_part(part, recorder, by_rows)
 
 
@@ -169,7 +169,7 @@ def record_queued(tasks: Iterable[PlainTask]) -> int:
     """
     if registry.recorder_for(None) is None:
         return 0
-    by_name = {found.record.task_name: found for found in (_prepared(task, new_record) for task in tasks)}
+    by_name = _prepared({_fitting(task.id): task for task in tasks}, _new_columns)
     try:
         with impatient_transaction():
             known = _known(by_name)
@@ -194,7 +194,7 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     record = _known({name}).get(name)
     attempt = 1
     if record is None:
-        _insert([_Prepared(task, new_record(name, task))])
+        _insert(_prepared({name: task}, _new_columns).values())
     elif record.source != Source.DJANGO_Q or not _is_earlier(record.started_at, started_at):
         return
     else:
@@ -223,18 +223,31 @@ def _queue_again(record: TaskRecord) -> None:
 
 @dataclass(frozen=True)
 class _Prepared(Generic[Told]):
-    """What is told of a task, and the record of it if there is none yet."""
+    """What is told of a task, and its record and its timeline as the database takes them, if there are none yet."""
 
+    name: str
     task: Told
-    record: TaskRecord
+    record: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
 
 
-def _prepared(task: Told, make: Callable[[str, Told], TaskRecord]) -> _Prepared[Told]:
-    """Make the record before a transaction begins: other people's objects are printed, and may ask the database."""
-    return _Prepared(task, make(_fitting(task.id), task))
+def _prepared(tasks: Mapping[str, Told], columns_of: Callable[[Told], dict[str, Any]]) -> dict[str, _Prepared[Told]]:
+    """Prepare the rows of tasks before a transaction begins, by their names.
+
+    Other people's objects are printed, and may ask the database; and it takes longer than to insert the rows, for which
+    others wait.
+    """
+    records = _ADD_RECORDS.converted([{"task_name": name, **columns_of(task)} for name, task in tasks.items()])
+    lines_of = [_lines(task) for task in tasks.values()]
+    lines = iter(_ADD_EVENTS.converted([{**line, "record": None} for lines in lines_of for line in lines]))
+    return {
+        name: _Prepared(name, task, record, list(islice(lines, len(found))))
+        for (name, task), record, found in zip(tasks.items(), records, lines_of, strict=True)
+    }
 
 
-def _write_part(part: Mapping[str, _Prepared[EndedTask]], recorder: Any, by_rows: bool) -> int:
+def _write_part(tasks: Mapping[str, EndedTask], recorder: Any, by_rows: bool) -> int:
+    part = _prepared(tasks, _ended_columns)
     for tries_left in reversed(range(TRIES)):
         try:
             with impatient_transaction():
@@ -313,13 +326,13 @@ def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
     return True
 
 
-def _insert(prepared: Sequence[_Prepared[Any]]) -> None:
+def _insert(prepared: Collection[_Prepared[Any]]) -> None:
     if not prepared:
         return
-    tasks = {found.record.task_name: found.task for found in prepared}
+    lines = {found.name: found.lines for found in prepared}
     _ADD_RECORDS.insert([found.record for found in prepared])
-    inserted = TaskRecord.objects.filter(task_name__in=tasks).values_list("task_name", "pk")
-    _ADD_EVENTS.insert_values([{**line, "record": pk} for name, pk in inserted for line in _lines(tasks[name])])
+    inserted = TaskRecord.objects.filter(task_name__in=lines).values_list("task_name", "pk")
+    _ADD_EVENTS.insert([{**line, "record": pk} for name, pk in inserted for line in lines[name]])
 
 
 _ADD_RECORDS = PreparedInsert(TaskRecord)
@@ -329,32 +342,29 @@ _ADD_EVENTS = PreparedInsert(TaskEvent)
 # What is kept of a task
 
 
-def new_record(name: str, task: PlainTask) -> TaskRecord:
-    """Return the unsaved record of a queued task."""
+def _new_columns(task: PlainTask) -> dict[str, Any]:
+    """Return the columns of the record of a queued task, but for its name and those that have their defaults."""
     func = clean_text(task.func, SHORT)
-    return TaskRecord(
-        task_name=name,
-        label=clean_text(task.label or func, SHORT),
-        func=func,
-        task_args=to_json(list(task.args)),
-        argument_names=_argument_names(task.func, len(task.args)),
-        task_kwargs=to_json(dict(task.kwargs)),
-        payload=_signed(task),
-        group=clean_text(task.group, NAME_LENGTH),
-        cluster=clean_text(task.cluster, NAME_LENGTH),
-        release=release.current() if task.release is None else task.release,
-        source=Source.DJANGO_Q,
-        created_at=task.created_at,
-    )
+    return {
+        "label": clean_text(task.label or func, SHORT),
+        "func": func,
+        "task_args": to_json(list(task.args)),
+        "argument_names": _argument_names(task.func, len(task.args)),
+        "task_kwargs": to_json(dict(task.kwargs)),
+        "payload": _signed(task),
+        "group": clean_text(task.group, NAME_LENGTH),
+        "cluster": clean_text(task.cluster, NAME_LENGTH),
+        "release": release.current() if task.release is None else task.release,
+        "source": Source.DJANGO_Q,
+        "created_at": task.created_at,
+    }
 
 
-def _ended_record(name: str, task: EndedTask) -> TaskRecord:
-    record = new_record(name, task)
-    record.attempts = task.attempts
-    record.started_at = task.started_at
-    for column, value in {**_place_of(task), **_change_of(task).columns}.items():
-        setattr(record, column, value)
-    return record
+def _ended_columns(task: EndedTask) -> dict[str, Any]:
+    end = _change_of(task).columns
+    resolution = Resolution.OPEN if end["status"] == TaskStatus.FAILED else ""
+    ran = {"attempts": task.attempts, "started_at": task.started_at, **_place_of(task)}
+    return {**_new_columns(task), **ran, **end, "resolution": resolution}
 
 
 def _place_of(task: EndedTask) -> dict[str, Any]:

@@ -165,6 +165,21 @@ def _in_form_of(given: _Given, value: Any, connection: Any) -> Any:
     return given.field.get_db_prep_save(value, connection)
 
 
+def _column(field: models.Field[Any, Any], rows: Sequence[Mapping[str, Any]], connection: Any) -> list[Any]:
+    given = _given(Slot(field.name), field.model._meta)
+    forms: list[Any] = []
+    form: Any = None
+    default, last = object(), object()
+    for row in rows:
+        value = row.get(field.name, default)
+        # Most columns of most rows have their default, or the value of the row before.
+        if value is not last:
+            last = value
+            form = _in_form_of(given, field.get_default() if value is default else value, connection)
+        forms.append(form)
+    return forms
+
+
 class PreparedUpdate(_Prepared[Row]):
     """An UPDATE, which may return the row that it has changed."""
 
@@ -255,24 +270,26 @@ class PreparedInsert(_Prepared[Row]):
         with self._executed(rows):
             pass
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        """Insert any number of rows."""
-        self.insert_values([{field.name: field.pre_save(row, add=True) for field in self._fields} for row in rows])
+    def converted(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows for :meth:`insert`, with the values in the form that the database takes.
 
-    def insert_values(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert any number of rows in this way, given by the values of all of their fields."""
+        Fields that a row does not have get their defaults. It takes longer than the statement itself, and can be done
+        before a transaction begins.
+        """
+        connection = connections[router.db_for_write(self._model)]
+        columns = [_column(field, rows, connection) for field in self._fields]
+        names = [field.name for field in self._fields]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert any number of converted rows in this way."""
         using = router.db_for_write(self._model)
-        connection = connections[using]
         statement = self._statement(using, (), 1)
         params = [
-            [
-                _in_form_of(param, row[param.name], connection) if isinstance(param, _Given) else param
-                for param in statement.params
-            ]
-            for row in rows
+            [row[param.name] if isinstance(param, _Given) else param for param in statement.params] for row in rows
         ]
         # Drivers read the text of the statement once for all of them; psycopg takes as long for that as for the rest.
-        with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        with transaction.mark_for_rollback_on_error(using), connections[using].cursor() as cursor:
             cursor.executemany(statement.sql, params)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from tests.benchmarks.parts import WORK, cluster, empty_queue, line
 
 #: Tasks of one measurement, and how often each is made. Tasks after which a cluster runs at its full speed.
-TASKS = {"sqlite": 600, "postgresql": 300, "postgresql-redis": 600}
+TASKS = {"sqlite": 3000, "postgresql": 1000, "postgresql-redis": 3000}
 ROUNDS = 3
-FIRST_TASKS = 50
+FIRST_TASKS = 600
 
 
 def tracking(environment: str) -> Iterator[dict[str, Any]]:

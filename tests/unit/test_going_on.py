@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -100,15 +101,12 @@ def meanwhile(act: Callable[[], object]) -> None:
         connection.close()
     other = threading.Thread(target=act)
     other.start()
-    stopped: TaskGivenUp | None = None
-    while other.is_alive():
-        # This attempt is told to stop meanwhile, once or several times.
-        try:
-            other.join()
-        except TaskGivenUp as error:
-            stopped = error
-    if stopped is not None:
-        raise stopped
+    # This attempt may be told to stop meanwhile: only once the other session is done.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG, signal.SIGCONT})
+    try:
+        other.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def go_on() -> TaskRecord:
