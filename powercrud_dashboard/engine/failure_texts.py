@@ -6,9 +6,15 @@ import re
 from itertools import islice
 from typing import NamedTuple
 
+from powercrud_dashboard.text import CUT_MARK, LONG
+
 _BETWEEN = re.compile(r" : (?=(?:  \+ Exception Group )?Traceback\b)")
 #: Places that are tried: an error's text may be such a text itself.
 _TRIES = 20
+#: Characters by which an error's text is found again in its traceback, as patterns of long texts take long.
+_COMPARED = 1_000
+#: Characters of a text that is read as it is, and of an error's text in a longer one.
+_READ_WHOLE, _READ_OF_ERROR = 5 * LONG, LONG // 2
 #: What Python puts before the lines of an exception group. Those of the errors in it have more.
 _OF_GROUP = re.compile(r"^  [|+] ", re.MULTILINE)
 _HEADER = re.compile(r"^(?:Exception Group )?Traceback\b.*\n", re.MULTILINE)
@@ -25,7 +31,11 @@ class FailureText(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> FailureText:
-        """Return what the text tells. One of another form is an error of an unknown class."""
+        """Return what the text tells. One of another form is an error of an unknown class.
+
+        Of a very long one parts are left out.
+        """
+        text = shortened(text)
         first = None
         for between in islice(_BETWEEN.finditer(text), _TRIES):
             error, traceback = text[: between.start()], text[between.end() :]
@@ -35,10 +45,31 @@ class FailureText(NamedTuple):
         return first or cls(text, "", text)
 
 
+def shortened(text: str) -> str:
+    """Return a text of a failure without the larger part of an error's text and of a traceback that are very long."""
+    if len(text) <= _READ_WHOLE:
+        return text
+    between = _BETWEEN.search(text)
+    if between is None:
+        return _cut(text, LONG)
+    error, traceback = text[: between.start()], text[between.end() :]
+    if len(error) > _READ_OF_ERROR:
+        whole, error = error, _cut(error, _READ_OF_ERROR)
+        traceback = traceback.replace(whole, error)
+    if len(traceback) > 2 * LONG:
+        traceback = _cut(traceback, LONG) + "\n" + traceback[-LONG:]
+    return f"{error}{between[0]}{traceback}"
+
+
+def _cut(text: str, length: int) -> str:
+    return text[: length - len(CUT_MARK)] + CUT_MARK
+
+
 def _class_in(traceback: str, error: str) -> str:
     """Return the class of the error that the traceback ends with; "" if that is another one."""
     last_header = max((header.end() for header in _HEADER.finditer(traceback)), default=0)
-    ending = re.compile(rf"^{_CLASS}{re.escape(f': {error}') if error else ''}$", re.MULTILINE)
+    start = re.escape(f": {error[:_COMPARED]}") if error else ""
+    ending = re.compile(rf"^{_CLASS}{start}{'' if len(error) > _COMPARED else '$'}", re.MULTILINE)
     if found := list(ending.finditer(traceback)):
         # Before it are errors that led to this one, and after it its notes. The text may contain a header itself.
         return next((match for match in found if match.start() >= last_header), found[-1])[1]

@@ -31,6 +31,8 @@ Event = tuple[str, dict[str, Any]]
 
 #: Records written in one transaction, so that a launch never waits long for it.
 WRITTEN_AT_ONCE = 100
+#: Characters of signed arguments that are kept for a retry.
+PAYLOAD_AT_MOST = 10_000_000
 #: How often a batch is tried if somebody else inserts a record of it at the same moment.
 TRIES = 3
 
@@ -71,6 +73,8 @@ class PlainTask:
     release: str | None = None
     #: The ORM broker's key of the message that a worker has begun; "" if there is none.
     receipt: str = ""
+    #: Whether the arguments are those of the launch, so that a retry can have them.
+    has_whole_arguments: bool = True
 
 
 @dataclass(frozen=True)
@@ -195,12 +199,18 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     attempt = 1
     if record is None:
         _insert(_prepared({name: task}, _new_columns).values())
-    elif record.source != Source.DJANGO_Q or not _is_earlier(record.started_at, started_at):
+    elif record.source != Source.DJANGO_Q:
         return
-    else:
+    elif _is_earlier(record.started_at, started_at):
         attempt += record.attempts
         if record.status == TaskStatus.FAILED:
-            _queue_again(record)
+            _queue_again(record, has_ended=True)
+    elif record.failure_reason == FailureReason.WORKER_LOST and record.started_at == started_at:
+        # Its worker was only silent for a while.
+        attempt = record.attempts
+        _queue_again(record, has_ended=False)
+    else:
+        return
     start = {"attempt": attempt, "timestamp": started_at, "receipt": task.receipt or None, **where}
     recorder.record_lifecycle_events(name, [("start", start)])
 
@@ -210,14 +220,19 @@ def _is_earlier(known: datetime | None, told: datetime | None) -> bool:
     return told is not None and (known is None or known < told)
 
 
-def _queue_again(record: TaskRecord) -> None:
-    """Write, in the open transaction, that the broker has delivered a failed task again."""
+def _queue_again(record: TaskRecord, *, has_ended: bool) -> None:
+    """Write, in the open transaction, that the broker has delivered a failed task again, or that it has not ended."""
     failed = TaskRecord.objects.failed().filter(pk=record.pk)
     if not failed.lock():
         return
-    # The end counts, also if the task ends once more.
-    statistics.count_records([record.pk])
-    no_end: dict[str, Any] = {"finished_at": None, "run_time": timedelta(), "is_counted": False, "counted_as": None}
+    no_end: dict[str, Any] = {"finished_at": None, "run_time": timedelta(), "is_counted": False}
+    if has_ended:
+        # The end counts, also if the task ends once more.
+        statistics.count_records([record.pk])
+        no_end["counted_as"] = None
+    else:
+        # Its start is recorded once more.
+        no_end["attempts"] = F("attempts") - 1
     failed.update(**RecordChange.queued_again(**no_end).columns)
 
 
@@ -437,7 +452,9 @@ def _failure(
 
 
 def _signed(task: PlainTask) -> str:
-    """Return the signed spec for a retry; "" if there can be none, as its arguments can't be pickled."""
+    """Return the signed spec for a retry; "" if its arguments can't be pickled, are not all there, or take too much."""
+    if not task.has_whole_arguments:
+        return ""
     spec = TaskSpec(
         task.func,
         tuple(task.args),
@@ -448,10 +465,11 @@ def _signed(task: PlainTask) -> str:
         cluster=task.cluster,
     )
     try:
-        return spec.to_signed()
+        signed = spec.to_signed()
     except (Exception, SystemExit):
         # Other people's objects.
         return ""
+    return signed if len(signed) <= PAYLOAD_AT_MOST else ""
 
 
 def _argument_names(path: str, count: int) -> list[str]:

@@ -28,6 +28,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
+from powercrud_dashboard.engine.failure_texts import shortened
 from powercrud_dashboard.engine.observed import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
@@ -116,6 +117,7 @@ class Run:
     started_at: datetime | None = None
     host: str = ""
     pid: int | None = None
+    has_whole_arguments: bool = True
 
 
 def record_ends(runs: Iterable[Run], *, by_rows: bool = False) -> int:
@@ -185,6 +187,14 @@ def with_plain_result(run: Run) -> Run:
     return replace(run, message={**message, "result": to_json(message["result"])}) if message["success"] else run
 
 
+def without_large_values(run: Run) -> Run:
+    """Return what is told of an ended task with what the pages show of its arguments and its result."""
+    message = run.message
+    result = shortened(message["result"]) if isinstance(message["result"], str) else to_json(message["result"])
+    shown = {"args": tuple(to_json(list(message["args"]))), "kwargs": to_json(message["kwargs"]), "result": result}
+    return replace(run, message={**message, **shown}, has_whole_arguments=False)
+
+
 #: What is counted of an ended task.
 _COUNTED = ("id", "name", "func", "cluster", "started", "stopped", "success")
 
@@ -220,6 +230,7 @@ def _ended(run: Run) -> EndedTask:
         started_at=run.started_at,
         worker_host=run.host,
         worker_pid=run.pid,
+        has_whole_arguments=run.has_whole_arguments,
     )
 
 

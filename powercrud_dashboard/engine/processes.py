@@ -66,6 +66,11 @@ class ThisProcess:
             self._cluster = cluster
             self._users += 1
 
+    @property
+    def identity(self) -> str | None:
+        """The identity, if there is one: another one after the process was declared lost."""
+        return self._identity
+
     def register(self) -> str:
         """Insert the row, unless it is there. Return its identity."""
         return self._identity or self._replace(None)
@@ -91,12 +96,15 @@ class ThisProcess:
             if self._identity != old and self._identity is not None:
                 # Another thread has done so.
                 return self._identity
+            # It runs since then, and so may a task of plain django-q2.
+            began = WorkerProcess.objects.filter(pk=old).values_list("started_at", flat=True).first() if old else None
             row = WorkerProcess(
                 identity=uuid.uuid4().hex,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 cluster=self._cluster,
                 clock_at=timezone.now(),
+                **({"started_at": began} if began else {}),
             )
             row.save(force_insert=True)
             if old is not None:

@@ -27,7 +27,7 @@ from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker, pre_execute
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import missed, plain
+from powercrud_dashboard.engine import missed, plain, processes
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.q2 import observe
 from powercrud_dashboard.worker import messages
@@ -132,6 +132,8 @@ class _Running:
         self.started_at = timezone.now()
         self.began = time.monotonic()
         self.is_written = False
+        #: Under which identity of this process that was done.
+        self.identity: str | None = None
         #: When to look next whether it is to stop, and whether that was so.
         self.next_look = 0.0
         self.is_to_stop = False
@@ -192,10 +194,12 @@ class _WorkerSide:
         running, now = self._running, time.monotonic()
         if running is None or now - running.began < RUNS_LONG:
             return
-        if not running.is_written:
+        identity = processes.this_process().identity
+        # Under a new identity, as this process was declared lost and its task may have been given up.
+        if not running.is_written or running.identity != identity:
             if plain.is_recorded(running.message):
                 plain.record_running({**running.message, "timeout": running.timeout}, running.started_at)
-            running.is_written = True
+            running.is_written, running.identity = True, identity
         elif now >= running.next_look:
             running.next_look = now + CANCEL_INTERVAL
             if running.is_to_stop or plain.is_to_stop(running.message["id"]):

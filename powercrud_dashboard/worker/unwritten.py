@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.engine.plain import Run, without_large_values
 
 logger = logging.getLogger(__name__)
 
 #: Ends that a worker keeps, and the bytes that they take as pickles. Of more, those of failed tasks are kept.
 KEPT_AT_MOST = 20_000
 KEPT_BYTES = 50_000_000
+#: The share of these that one end may take. Of a larger one only what the pages show is kept.
+_SHARE = 0.1
 #: Bytes that an end takes beside the values of its task.
 _OVERHEAD = 1_000
 
@@ -35,6 +37,9 @@ class Unwritten:
     def add(self, run: Run) -> None:
         """Keep this end. If there is no room, drop it or an older one, first those of tasks that did not fail."""
         size = _size_of(run)
+        if size > _SHARE * KEPT_BYTES:
+            run = without_large_values(run)
+            size = _size_of(run)
         with self._lock:
             while not self._has_room_for(size):
                 older = self._first_to_drop()

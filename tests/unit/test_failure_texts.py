@@ -113,3 +113,16 @@ def test_the_error_and_its_class_are_told(function):
 def test_what_can_not_be_told_is_left_open(text):
     assert FailureText.of(text).exception_class == ""
     assert FailureText.of(text).error == text.partition(" : Traceback")[0]
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "a line\n" * 200_000], ids=["one line", "many lines"])
+def test_of_an_error_with_a_very_long_text_the_class_is_told_and_a_part_of_the_text_kept(text):
+    def fail_at_length() -> None:
+        raise LookupError(text)
+
+    told = FailureText.of(text_of(fail_at_length)[1])
+    assert told.exception_class == "builtins.LookupError"
+    assert text.startswith(told.error[:10_000])
+    assert len(told.error) < 100_000
+    assert "in fail_at_length" in told.traceback
+    assert len(told.traceback) < 300_000

@@ -23,7 +23,7 @@ from django_q.models import OrmQ, Task
 from django_q.tasks import async_task
 
 from powercrud_dashboard.dashboard.pulse import Pulse
-from powercrud_dashboard.engine import alerts, missed, plain, statistics
+from powercrud_dashboard.engine import alerts, missed, plain, processes, statistics
 from powercrud_dashboard.engine.health import Health
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.engine.vitals import waiting_by_queue
@@ -430,6 +430,42 @@ def test_a_running_task_is_lost_with_its_process(record_of, manager):
     # The truth wins.
     plain.record_ends([ended(id=message["id"])])
     assert record_of(message["id"]).status == "success"
+
+
+@pytest.fixture
+def this_worker(monkeypatch):
+    """This process as a worker, for an hour."""
+    monkeypatch.setattr(processes, "_this_process", worker := processes.ThisProcess())
+    worker.become_worker("pcrud-tests")
+    worker.register()
+    WorkerProcess.objects.update(started_at=timezone.now() - timedelta(hours=1))
+    return worker
+
+
+def test_a_worker_that_was_declared_lost_and_lives_still_runs_its_task(this_worker):
+    plain.record_running(told(), timezone.now() - timedelta(minutes=5))
+    WorkerProcess.objects.update(lost_at=timezone.now())
+    assert len(plain.seem_lost()) == 1
+    this_worker.beat()
+    assert plain.seem_lost() == set()
+
+
+def test_a_task_that_was_given_up_while_its_worker_was_silent_runs_again(this_worker, record_of):
+    message, began = told(), timezone.now() - timedelta(minutes=5)
+    plain.record_running(message, began)
+    WorkerProcess.objects.update(lost_at=timezone.now())
+    assert missed.give_up(plain.seem_lost()) == 1
+    statistics.count_ended()
+    assert [row.failed for row in TaskStatistics.objects.all()] == [1]
+    this_worker.beat()
+    plain.record_running(message, began)
+    record = record_of(message["id"])
+    assert (record.status, record.attempts, record.resolution) == ("in_progress", 1, "")
+    assert plain.seem_lost() == set()
+    plain.record_ends([Run({**message, "success": True, "result": 3, "stopped": timezone.now()}, began, "web-1", 7)])
+    assert (record_of(message["id"]).status, record_of(message["id"]).attempts) == ("success", 1)
+    statistics.count_ended()
+    assert [(row.completed, row.failed) for row in TaskStatistics.objects.all()] == [(1, 0)]
 
 
 def test_a_process_that_began_later_with_the_same_number_is_another_one(record_of):

@@ -20,6 +20,7 @@ from django.utils.functional import SimpleLazyObject
 from django_q.signals import pre_execute
 
 from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.worker import observe, unwritten
 from tests.services import wait_until
@@ -145,6 +146,26 @@ def test_the_room_that_the_kept_ends_take_is_limited(monkeypatch):
     written: list[Run] = []
     ends.write(100, written.extend)
     assert [run.message["id"] for run in written] == [6, 7, 8, 9]
+
+
+def test_an_end_that_takes_much_room_is_kept_beside_the_others():
+    ends = unwritten.Unwritten()
+    ends.add(end_of(1, success=True))
+    ends.add(end_of(2, success=False, args=("x" * (unwritten.KEPT_BYTES + 1),)))
+    written: list[Run] = []
+    ends.write(100, written.extend)
+    assert [run.message["id"] for run in written] == [1, 2]
+    assert len(written[1].message["args"][0]) < 200_000
+
+
+def test_large_arguments_are_shown_in_part_and_not_used_for_a_retry(results, manager, record_of):
+    name = run(results, success=False, args=("x" * 6_000_000, 2))
+    assert observe.finish()
+    record = record_of(name)
+    assert (record.status, record.error) == ("failed", "no")
+    assert record.task_args[0].startswith("xxx")
+    with pytest.raises(TaskNotRetryable, match="not kept"):
+        manager.retry_task(name)
 
 
 def end_of(number: int, **facts: Any) -> Run:
