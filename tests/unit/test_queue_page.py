@@ -239,6 +239,18 @@ def test_the_message_of_a_running_task_is_not_deleted(boss, manager):
     assert get_broker().queue_size() == 1
 
 
+@orm_only
+def test_a_failed_task_that_django_q_runs_again_is_not_in_hand(boss, plain):
+    take()
+    record = TaskRecord.objects.create(task_name=message().task_id, func="f", source="django_q", status="in_progress")
+    assert "Taken</span>" in shown(boss)
+    TaskRecord.objects.filter(pk=record.pk).update(status="failed")
+    page = shown(boss)
+    assert "Taken</span>" not in page
+    assert "Is delivered again</span>" in page
+    assert "after the “retry” of Q_CLUSTER" in page
+
+
 def test_a_message_that_no_task_waits_for_is_left_over(boss, manager):
     name = manager.launch_async_task(tasks.add, 1)
     # The task ends without its message, as on a broker without receipts.

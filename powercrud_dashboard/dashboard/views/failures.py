@@ -27,7 +27,7 @@ from powercrud_dashboard.dashboard.tables import FailureRow, FailureTable
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.database import database_now
-from powercrud_dashboard.text import MESSAGE
+from powercrud_dashboard.text import GAP, MESSAGE
 
 if TYPE_CHECKING:
     from powercrud_dashboard.dashboard.access import User
@@ -64,7 +64,7 @@ class FailureGroup:
     #: When the last of these tasks ended.
     last: datetime
     newest_pk: int
-    #: The last line of the error of the newest of these tasks, with the parts that the pattern leaves out.
+    #: The last line of the newest error, with the parts that the pattern leaves out; "" if it leaves nothing out.
     newest_error: str
     #: Query string of the task list for exactly these tasks; "" for errors without a pattern.
     query: str
@@ -123,7 +123,7 @@ class FailureSummary:
                 retried=row["retried"],
                 is_retryable=row["retryable"] > 0,
                 first=newest_by_pk[row["newest_pk"]].first_seen,
-                newest_error=newest_by_pk[row["newest_pk"]].last_line,
+                newest_error=newest_by_pk[row["newest_pk"]].last_line if GAP in row["error_pattern"] else "",
                 last=row["last"],
                 newest_pk=row["newest_pk"],
                 query=self._query(function=row["func"], pattern=row["error_pattern"]) if row["error_pattern"] else "",

@@ -25,7 +25,7 @@ from powercrud_dashboard.dashboard.views.base import DashboardView, RefreshingPa
 from powercrud_dashboard.engine import messages as queued
 from powercrud_dashboard.engine import registry
 from powercrud_dashboard.exceptions import MessageNotMovable, TaskBusy
-from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus
 from powercrud_dashboard.q2 import messages as q2_messages
 from powercrud_dashboard.q2.messages import Message, MessageQueue
 from powercrud_dashboard.text import SHORT, clean_text, translated
@@ -72,6 +72,12 @@ class MessageRow:
         return str(self.active.user or "") if self.active else ""
 
     @property
+    def is_delivered_again(self) -> bool:
+        """Whether its task has failed and the message was not acknowledged, as django-q2 does without ``ack_failures``."""
+        has_failed = self.record is not None and self.record.status == TaskStatus.FAILED
+        return has_failed and self.message.is_taken
+
+    @property
     def is_left_over(self) -> bool:
         """Whether no task waits for the message, although it was one of a manager's: a worker would run nothing."""
         if self.active is not None:
@@ -103,6 +109,7 @@ class QueueView(RefreshingPageView):
             queue_name=name,
             queue_names=names,
             rows=rows[:size],
+            has_delivered_again=any(row.is_delivered_again for row in rows[:size]),
             problem=problem,
             number=self.number,
             previous_page=self.number - 1,
