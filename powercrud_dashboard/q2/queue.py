@@ -17,6 +17,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from django.db import DatabaseError
 from django.db.models import QuerySet
 from django.utils import timezone
+from django.utils.translation import gettext_noop
 from django_q import VERSION
 from django_q.brokers import Broker, get_broker
 from django_q.brokers.orm import ORM as ORMBroker
@@ -47,6 +48,14 @@ PROBE_PREFIX = "pcrud-probe-"
 LISTED_AT_MOST = 20_000
 #: Messages that are counted for the pages and alerts.
 COUNTED_AT_MOST = 100_000
+#: The states of clusters: django-q2's words, in our catalogues for languages that it has not.
+STATES = (
+    gettext_noop("Starting"),
+    gettext_noop("Working"),
+    gettext_noop("Idle"),
+    gettext_noop("Stopped"),
+    gettext_noop("Stopping"),
+)
 
 
 class _ReceiptBroker:

@@ -12,6 +12,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import connections, router, transaction
 from django.utils import timezone
+from django.utils.translation import gettext_noop
 from django_q import conf
 from django_q.models import Schedule, Task, validate_cron
 from django_q.signals import pre_enqueue, pre_execute
@@ -34,6 +35,18 @@ WORDS = {
     "quarterly": Schedule.QUARTERLY,
     "yearly": Schedule.YEARLY,
 }
+#: By which the pages show these kinds: django-q2's words, in our catalogues for languages that it has not.
+SHOWN_KINDS = (
+    gettext_noop("Once"),
+    gettext_noop("Hourly"),
+    gettext_noop("Daily"),
+    gettext_noop("Weekly"),
+    gettext_noop("Biweekly"),
+    gettext_noop("Monthly"),
+    gettext_noop("Bimonthly"),
+    gettext_noop("Quarterly"),
+    gettext_noop("Yearly"),
+)
 #: Those that are a length of time.
 LENGTHS = {
     timedelta(hours=1): Schedule.HOURLY,

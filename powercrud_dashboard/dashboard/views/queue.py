@@ -73,7 +73,7 @@ class MessageRow:
 
     @property
     def is_delivered_again(self) -> bool:
-        """Whether its task has failed and the message was not acknowledged, as django-q2 does without ``ack_failures``."""
+        """Whether its task has failed, and the message was not acknowledged: ``ack_failures`` is off by default."""
         has_failed = self.record is not None and self.record.status == TaskStatus.FAILED
         return has_failed and self.message.is_taken
 
