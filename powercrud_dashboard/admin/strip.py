@@ -16,7 +16,7 @@ from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.keyset import is_key
 from powercrud_dashboard.dashboard.links import dashboard_url
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
-from powercrud_dashboard.dashboard.live import LiveTask, live_tasks, no_cluster_runs
+from powercrud_dashboard.dashboard.live import LiveTask, live_tasks, served_queues
 from powercrud_dashboard.dashboard.selection import RowAction
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.models import TaskRecord, TaskStatus
@@ -78,7 +78,8 @@ def strip_context(model_admin: Admin, request: HttpRequest) -> dict[str, Any]:
     records = list(unfinished_tasks(model_admin, request.user).defer(*WIDE_COLUMNS)[:LOOKED_AT])
     units = _units(records)
     shown = units[:STRIP_LINES]
-    live = live_tasks([tasks[0] for tasks in shown])
+    served = served_queues()
+    live = live_tasks([tasks[0] for tasks in shown], served=served)
     watched = _watched(request)
     unfinished = {str(record.pk) for record in records}
     ended = [key for key in watched if key not in unfinished]
@@ -88,7 +89,7 @@ def strip_context(model_admin: Admin, request: HttpRequest) -> dict[str, Any]:
         "strip_list_url": f"{list_url}?model={lock_label(model_admin)}" if list_url else "",
         "strip_ended": _ended_lines(site, request, ended),
         "strip_watched": ",".join([*ended, *(key for key in unfinished if key not in ended)][:MAX_WATCHED]),
-        "no_cluster_runs": no_cluster_runs() and not runs_in_caller(),
+        "no_cluster_runs": not served and not runs_in_caller(),
     }
 
 

@@ -50,6 +50,8 @@ class LiveTask:
     usual: timedelta | None = None
     #: Time from the start of one task in its queue to that of the next; None if it is not known.
     start_interval: timedelta | None = None
+    #: The queue of the queued task if no worker runs for it, though workers run for others; "" else, or if not known.
+    unserved_queue: str = ""
 
     @property
     def passing_texts(self) -> dict[str, str]:
@@ -69,7 +71,7 @@ class LiveTask:
         return (
             *(self.waits, self.waits_for_retry, self.is_missing, self.is_being_cancelled, self.is_pausing),
             *(self.has_released_locks, self.max_retries, self.active.retries, worker and (worker.host, worker.pid)),
-            *(self.progress, self.lock_count, self.position == 1, self.usual, *self.passing_texts),
+            *(self.progress, self.lock_count, self.position == 1, self.usual, self.unserved_queue, *self.passing_texts),
         )
 
     @property
@@ -177,7 +179,9 @@ class LiveTask:
 
 
 def live_tasks(
-    records: Iterable[TaskRecord], start_interval: Callable[[str], timedelta | None] | None = None
+    records: Iterable[TaskRecord],
+    start_interval: Callable[[str], timedelta | None] | None = None,
+    served: Collection[str] = (),
 ) -> dict[str, LiveTask]:
     """Return the live state of the unfinished records by task name.
 
@@ -186,13 +190,21 @@ def live_tasks(
     Args:
         records: the records; those of ended tasks are left out.
         start_interval: returns the time from the start of one task of a queue to that of the next.
+        served: the queues for which workers run, as :func:`served_queues` returns them; none if that is not known.
     """
     functions = _unfinished(records)
-    return _live(_rows(Q(task_name__in=functions)), functions, start_interval, usual_run_times) if functions else {}
+    return (
+        _live(_rows(Q(task_name__in=functions)), functions, start_interval, served, usual_run_times)
+        if functions
+        else {}
+    )
 
 
 def live_list(
-    records: Collection[TaskRecord], start_interval: Callable[[str], timedelta | None] | None, host: str
+    records: Collection[TaskRecord],
+    start_interval: Callable[[str], timedelta | None] | None,
+    served: Collection[str],
+    host: str,
 ) -> tuple[dict[str, LiveTask], str]:
     """Return what :func:`live_tasks` does, and the version of the running tasks; "" if none of the records runs.
 
@@ -207,7 +219,7 @@ def live_list(
     running = [row for row in rows if row.worker_id is not None]
     version = _version_of(sorted(running, key=attrgetter("pk"))[:MAX_WATCHED_TASKS]) if has_running else ""
     of_records = [row for row in rows if row.task_name in functions]
-    return _live(of_records, functions, start_interval, partial(kept_run_times, host)), version
+    return _live(of_records, functions, start_interval, served, partial(kept_run_times, host)), version
 
 
 def _unfinished(records: Iterable[TaskRecord]) -> dict[str, str]:
@@ -225,6 +237,7 @@ def _live(
     rows: list[Any],
     functions: Mapping[str, str],
     start_interval: Callable[[str], timedelta | None] | None,
+    served: Collection[str],
     usual_times: Callable[[set[str]], Mapping[str, timedelta]],
 ) -> dict[str, LiveTask]:
     progress = newest(rows)
@@ -241,9 +254,15 @@ def _live(
             positions.get(row.task_name),
             usual.get(functions[row.task_name]),
             start_interval(row.cluster) if start_interval else None,
+            _unserved_queue(row, served),
         )
         for row in rows
     }
+
+
+def _unserved_queue(active: ActiveTask, served: Collection[str]) -> str:
+    name = active.cluster or queue.current_cluster()
+    return name if active.state == ActiveTaskState.PENDING and served and name not in served else ""
 
 
 def queue_positions() -> dict[str, int]:
@@ -285,3 +304,8 @@ def _version_of(rows: list[Any]) -> str:
 def no_cluster_runs() -> bool:
     """Return whether no worker of a cluster sends heartbeats."""
     return not WorkerProcess.objects.alive_workers(max_heartbeat_age()).exists()
+
+
+def served_queues() -> set[str]:
+    """Return the queues for which a worker sends heartbeats."""
+    return set(WorkerProcess.objects.alive_workers(max_heartbeat_age()).values_list("cluster", flat=True))

@@ -14,7 +14,7 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.keyset import Page
 from powercrud_dashboard.dashboard.listing import Listing
-from powercrud_dashboard.dashboard.live import LiveTask, live_list, no_cluster_runs
+from powercrud_dashboard.dashboard.live import LiveTask, live_list, served_queues
 from powercrud_dashboard.dashboard.pulse import Pulse
 from powercrud_dashboard.models.database import coordination_db
 
@@ -66,14 +66,15 @@ class Snapshot:
             # Selected rows keep their positions.
             page = Page(listing.of_keys(held), page.previous_cursor, page.next_cursor)
         pulse = Pulse.now(listing.open_failures) if access.has_permission(user, "view_taskrecord") else None
+        served = pulse.workers_by_queue if pulse else served_queues()
         # The state of the tasks is in their events, but for how far they are.
-        live, running = live_list(page.records, pulse.start_interval if pulse else None, host)
+        live, running = live_list(page.records, pulse.start_interval if pulse else None, served, host)
         return cls(
             listing,
             page,
             live,
             pulse,
-            not pulse.workers if pulse else no_cluster_runs(),
+            not served,
             list(pauses) if pulse is None or pulse.has_pauses else [],
             newest_event,
             running,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -467,9 +467,9 @@ class QueueState:
     in_hand: int | None
 
 
-def queue_states() -> list[QueueState]:
-    """Return the state of each queue named in the settings; None for numbers that the broker doesn't tell."""
-    return [_queue_state(name) for name in dict.fromkeys((Conf.CLUSTER_NAME, *cluster_settings()))]
+def queue_states(names: Iterable[str]) -> list[QueueState]:
+    """Return the state of each of these queues; None for numbers that the broker doesn't tell."""
+    return [_queue_state(name) for name in names]
 
 
 def _queue_state(name: str) -> QueueState:

@@ -17,6 +17,7 @@ from django_q.signing import SignedPackage
 from django_q.status import Stat, Status
 
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
+from powercrud_dashboard.q2 import queue
 from tests.services import wait_until
 from tests.testapp import tasks
 from tests.workers import claimed_elsewhere, deliver, silence
@@ -194,6 +195,40 @@ def test_without_worker_processes_the_page_says_so(boss):
 def test_without_a_cluster_the_pages_say_how_to_start_one(boss, page):
     cache.clear()
     assert "python manage.py qcluster" in boss.get(page).content.decode()
+
+
+def test_a_task_in_a_queue_without_a_worker_says_so_wherever_it_is_shown(
+    client_of, make_user, manager, held, record_of
+):
+    """It is the next one there, and would never start."""
+    WorkerProcess.objects.create(identity="a", host="there", pid=17, cluster=queue.current_cluster())
+    owner = make_user("owner", "view_project")
+    objects = {"testapp.Project": ["17"]}
+    lonely = manager.launch_async_task(
+        tasks.add, 1, cluster="lonely", group="some", user=owner, label="Lonely", object_ids=objects
+    )
+    client = client_of(owner)
+    for address in (BASE, f"{BASE}{record_of(lonely).pk}/change/", f"{BASE}groups/some/", "/admin/testapp/project/"):
+        page = client.get(address).content.decode()
+        assert "Lonely" in page
+        assert "No worker runs for the queue lonely" in page
+        assert "Next in the queue" not in page
+    page = client_of(make_user("viewer", "view_taskrecord")).get(f"{BASE}{held.pk}/change/").content.decode()
+    assert "Next in the queue" in page
+
+
+def test_the_cluster_page_shows_a_queue_without_a_worker(boss, manager):
+    WorkerProcess.objects.create(identity="a", host="there", pid=17, cluster=queue.current_cluster())
+    manager.launch_async_task(tasks.add, 1)
+    assert "No worker runs for the queue" not in boss.get(CLUSTER).content.decode()
+    manager.launch_async_task(tasks.add, 1, cluster="lonely")
+    ActiveTask.objects.filter(cluster="lonely").update(queued_at=timezone.now() - timedelta(hours=5))
+    page = boss.get(CLUSTER).content.decode().replace("\xa0", " ")
+    name = queue.current_cluster()
+    own, lonely = re.findall(rf"<dt>(?:{name}|lonely)</dt>.*?</dd>", page, re.S)
+    assert ("1 waiting" in own, "5 h" in own, "No worker runs for" in own) == (True, False, False)
+    assert ("1 waiting" in lonely, "oldest 5 h" in lonely) == (True, True)
+    assert "No worker runs for the queue lonely" in lonely
 
 
 def test_a_task_that_waits_for_its_retry_does_not_wait_in_the_queue(boss, manager):

@@ -11,15 +11,16 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from powercrud_dashboard.dashboard import access
-from powercrud_dashboard.dashboard.live import no_cluster_runs
+from powercrud_dashboard.dashboard.live import served_queues
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.engine import plain
 from powercrud_dashboard.engine.processes import max_heartbeat_age
-from powercrud_dashboard.engine.vitals import CLOCK_TOLERANCE, waiting_by_queue
+from powercrud_dashboard.engine.vitals import CLOCK_TOLERANCE, Waiting, waiting_by_queue
 from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.pausing import PauseKind
 from powercrud_dashboard.q2 import queue, schedules
+from powercrud_dashboard.q2.messages import queue_names
 from powercrud_dashboard.q2.queue import QueueState
 
 
@@ -53,6 +54,9 @@ class QueueRow:
     """A queue, the URL of its messages, and the one that starts a test of its cluster; "" for who may not."""
 
     state: QueueState
+    oldest_wait: timedelta | None
+    #: Whether tasks wait in it and no worker runs for it.
+    is_unserved: bool
     url: str
     test_url: str
 
@@ -75,7 +79,7 @@ class ClusterView(RefreshingPageView):
         offsets = _clock_offsets(workers)
         offsets[socket.gethostname()] = own_offset
         schedule_count, missed_count = schedules.count()
-        oldest_wait = max((its.oldest_wait for its in waiting_by_queue().values()), default=None)
+        served = served_queues()
         return super().get_context_data(
             title=_("Cluster"),
             now=now,
@@ -89,25 +93,38 @@ class ClusterView(RefreshingPageView):
                 for host, offset in sorted(offsets.items())
                 if abs(offset) > CLOCK_TOLERANCE
             ],
-            no_cluster_runs=no_cluster_runs(),
-            queues=[self._queue(state) for state in queue.queue_states()],
+            no_cluster_runs=not served,
+            queues=self._queues(served),
             held_count=ActiveTask.objects.all().held().count(),
             pause_kinds=PauseKind.choices,
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
             **self.pauses(),
-            oldest_age=oldest_wait,
             schedule_count=schedule_count,
             missed_count=missed_count,
             schedules_url=self.url("schedules"),
             **kwargs,
         )
 
-    def _queue(self, state: QueueState) -> QueueRow:
+    def _queues(self, served: set[str]) -> list[QueueRow]:
+        """Return the queues of the settings, and others in which something waits."""
+        waiting = waiting_by_queue()
+        known = queue_names()
+        states = queue.queue_states(known)
+        # To ask some brokers for a queue is to create it.
+        states += [QueueState(name, its.tasks, None) for name, its in sorted(waiting.items()) if name not in known]
+        return [self._queue(state, waiting.get(state.name), served) for state in states]
+
+    def _queue(self, state: QueueState, waiting: Waiting | None, served: set[str]) -> QueueRow:
         query = QueryDict(mutable=True)
         query["queue"] = state.name
         may_test = access.may_test_clusters(self.request.user)
-        test_url = self.url("start_test", state.name) if may_test else ""
-        return QueueRow(state, f"{self.url('queue')}?{query.urlencode()}", test_url)
+        return QueueRow(
+            state,
+            waiting.oldest_wait if waiting else None,
+            waiting is not None and bool(served) and state.name not in served,
+            f"{self.url('queue')}?{query.urlencode()}",
+            self.url("start_test", state.name) if may_test else "",
+        )
 
     @staticmethod
     def _clusters(

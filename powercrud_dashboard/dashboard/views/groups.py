@@ -16,7 +16,7 @@ from django.utils.translation import ngettext
 
 from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
-from powercrud_dashboard.dashboard.live import live_tasks
+from powercrud_dashboard.dashboard.live import live_tasks, served_queues
 from powercrud_dashboard.dashboard.selection import MAX_SELECTED
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.dashboard.views.tasks import ManyTasksView
@@ -158,12 +158,14 @@ class GroupView(RefreshingPageView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         group = self.group
         records = list(group.tasks.defer(*WIDE_COLUMNS).order_by("pk")[:SHOWN_TASKS])
-        live = live_tasks(records)
+        served = set() if group.is_finished else served_queues()
+        live = live_tasks(records, served=served)
         query = QueryDict(mutable=True)
         query["group"] = group.name
         return super().get_context_data(
             title=_("Group: %(label)s") % {"label": _(records[0].label) if records else group.name},
             group=group,
+            no_cluster_runs=not served,
             counts=[(status, status.label, group.count(status)) for status in TaskStatus if group.count(status)],
             tasks=[(record, live.get(record.task_name), self.url("change", record.pk)) for record in records],
             has_more=sum(counts.tasks for counts in group.by_status.values()) > len(records),

@@ -88,7 +88,9 @@ class TaskView(RefreshingPageView):
         user, record = self.request.user, self.record
         objects = self._objects()
         is_queued = record.status == TaskStatus.PENDING
-        live = live_tasks([record], Pulse.now().start_interval if is_queued else None).get(record.task_name)
+        pulse = Pulse.now() if is_queued else None
+        facts = (pulse.start_interval, pulse.workers_by_queue) if pulse else ()
+        live = live_tasks([record], *facts).get(record.task_name)
         is_open = record.resolution == Resolution.OPEN
         retry_under_way = TaskRecord.objects.chain_of(record).unfinished().only("pk").first() if is_open else None
         events = list(record.events.order_by("-timestamp", "-pk")[: SHOWN_EVENTS + 1])
