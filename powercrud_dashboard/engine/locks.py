@@ -61,7 +61,7 @@ def normalise(conflict_ids: ConflictIds | None, *, keeps_empty: bool = False) ->
     is left out, unless ``keeps_empty``.
 
     Raises:
-        TypeError: if it is no mapping, or a value is one string, where a collection of keys was meant.
+        TypeError: if it is no mapping, or a value is one key, where a collection of keys was meant.
         ValueError: if a key can't be a primary key of its model.
     """
     if conflict_ids is not None and not isinstance(conflict_ids, Mapping):
@@ -161,6 +161,8 @@ def _by_key(label: str, values: Iterable[Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(values, str | bytes):
         raise TypeError(f"conflict_ids[{label!r}] is one string; pass a set of primary keys, such as {{{values!r}}}.")
     where = f"conflict_ids[{label!r}]"
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{where} is {describe(values, SHORT)}; pass a set of primary keys, or a queryset.")
     if isinstance(values, models.QuerySet):
         values = values.values_list("pk", flat=True)
     model_label = label_of_rows(label)

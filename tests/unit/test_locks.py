@@ -70,9 +70,10 @@ def test_models_that_do_not_exist_are_locked_by_their_label():
     assert AsyncManager().check_conflict({"some.thing": {"a"}}) == {"a"}
 
 
-def test_a_string_in_place_of_a_collection_is_refused():
-    with pytest.raises(TypeError, match="pass a set of primary keys"):
-        AsyncManager().add_conflict_ids("mine", {"testapp.Project": "12"})
+@pytest.mark.parametrize("key", ["12", 12, None, Project(pk=12, name="one")], ids=repr)
+def test_one_key_in_place_of_a_collection_is_refused(key):
+    with pytest.raises(TypeError, match=r"^conflict_ids\['testapp.Project'\] is .*pass a set of primary keys"):
+        AsyncManager().add_conflict_ids("mine", {"testapp.Project": key})
 
 
 def test_a_key_that_is_none_of_the_model_is_refused():
