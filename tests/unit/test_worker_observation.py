@@ -198,4 +198,7 @@ def test_a_worker_that_could_not_write_all_says_so(results, monkeypatch):
     with connections_refused(None):
         run(results)
         assert not observe.finish()
+        # Its last try must not fall into another test.
+        name = "powercrud-dashboard-observe"
+        wait_until(lambda: all(thread.name != name for thread in threading.enumerate()), "its thread has ended", 30)
         assert not TaskRecord.objects.exists()
