@@ -151,9 +151,21 @@ class BackgroundAction:
         if not self.task:
             return
         path, function = resolve_function(self.task)
-        available = {**INJECTED, **({"cleaned_data": {}} if self.form else {})}
         args, kwargs = ((None,), {}) if self.per_object else ((), {"pks": [], "model": ""})
-        check_arguments(path, function, args, {**kwargs, **accepted_arguments(function, available)})
+        check_arguments(path, function, args, {**kwargs, **self._options_for(function)})
+
+    def check_body(self) -> None:
+        """Check that the body, if there is one, takes the admin, the request and the rows.
+
+        Raises:
+            TypeError: if it does not, going by its signature, which a decorator may hide.
+        """
+        if self.body is not None:
+            check_arguments(self.function_name, self.body, (None,) * 3, self._options_for(self.body))
+
+    def _options_for(self, function: ActionFunction) -> dict[str, Any]:
+        available = {**INJECTED, **({"cleaned_data": {}} if self.form else {})}
+        return accepted_arguments(function, available)
 
     def is_allowed(self, model_admin: Admin, request: HttpRequest) -> bool:
         """Return whether the user has one of the permissions, as for Django's admin actions."""

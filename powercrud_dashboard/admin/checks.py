@@ -46,6 +46,7 @@ def check_background_actions(model_admin: BackgroundActionsMixin) -> list[CheckM
         *_wrapped_actions(model_admin, {action.name for action in actions if not action.task}),
         *_unlockable(model_admin),
         *_pages_of_their_own(model_admin),
+        *_uncallable_bodies(model_admin),
     ]
 
 
@@ -243,6 +244,23 @@ def _pages_of_their_own(model_admin: BackgroundActionsMixin) -> Iterator[CheckMe
                 "request that only leads to another page.",
                 obj=model_admin.__class__,
                 id="powercrud_dashboard.W021",
+            )
+
+
+def _uncallable_bodies(model_admin: BackgroundActionsMixin) -> Iterator[CheckMessage]:
+    for name, action in _background_actions_of(model_admin):
+        if action.body and is_generator_function(action.body):
+            # Another check tells of it.
+            continue
+        try:
+            action.check_body()
+        except TypeError as error:
+            rows = "obj" if action.per_object else "queryset"
+            yield Warning(
+                f"A worker can't call the background action {name!r}: {error}.",
+                hint=f"Declare it as {name}(self, request, {rows}). With a form it may also take cleaned_data.",
+                obj=model_admin.__class__,
+                id="powercrud_dashboard.W023",
             )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from django.contrib import admin, messages
 from django.contrib.admin import AdminSite
 from django.contrib.admin.sites import all_sites
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -333,6 +333,29 @@ def _wrapped_entry(entry: Any, options: BackgroundAction) -> Any:
         permissions=options.permissions or tuple(getattr(function, "allowed_permissions", ())),
     )
     return with_function(entry, launcher(action), str(action.description))
+
+
+@register(Tags.admin)
+def check_missing_mixin(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Check that admins with background actions of their own have the mixin. Actions of the site need none."""
+    admins = [model_admin for site in all_sites for model_admin in site._registry.values()]
+    found: dict[type, str] = {}
+    for model_admin in admins:
+        if isinstance(model_admin, BackgroundActionsMixin):
+            continue
+        entries = [entry for item in model_admin.actions or () if (entry := model_admin.get_action(item))]
+        for action in filter(None, map(action_of, map(function_of, entries))):
+            found.setdefault(type(model_admin), action.name)
+    return [
+        Warning(
+            f"{cls.__name__} has the background action {name!r}, but not BackgroundActionsMixin: its pages show "
+            "neither tasks nor locks, and the options of its actions are not checked.",
+            hint=f"Add it: class {cls.__name__}(BackgroundActionsMixin, admin.ModelAdmin).",
+            obj=cls,
+            id="powercrud_dashboard.W024",
+        )
+        for cls, name in sorted(found.items(), key=lambda item: item[0].__qualname__)
+    ]
 
 
 @register(Tags.admin)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from django import forms
@@ -171,13 +173,75 @@ def test_a_string_in_the_place_of_a_list():
     ]
 
 
-def test_the_mixin_behind_model_admin():
-    cls = type("BackwardsAdmin", (admin.ModelAdmin, BackgroundActionsMixin), {})
-    site = admin.AdminSite(name="backwards")
+@contextmanager
+def registered(cls: type) -> Iterator[None]:
+    site = admin.AdminSite(name="checked")
     site.register(Project, cls)
     try:
-        (message,) = [item for item in run_checks(tags=["admin"]) if item.id == "powercrud_dashboard.E023"]
+        yield
     finally:
         site.unregister(Project)
+
+
+def test_the_mixin_behind_model_admin():
+    cls = type("BackwardsAdmin", (admin.ModelAdmin, BackgroundActionsMixin), {})
+    with registered(cls):
+        (message,) = [item for item in run_checks(tags=["admin"]) if item.id == "powercrud_dashboard.E023"]
     assert message.obj is cls
     assert message.hint == "List it first: class BackwardsAdmin(BackgroundActionsMixin, admin.ModelAdmin)."
+
+
+def test_the_mixin_is_missing():
+    cls = type("PlainAdmin", (admin.ModelAdmin,), {"actions": ["body"], "body": background_action(body)})
+    with registered(cls):
+        (message,) = [item for item in run_checks(tags=["admin"]) if item.id == "powercrud_dashboard.W024"]
+    assert message.obj is cls
+    assert "PlainAdmin has the background action 'body', but not BackgroundActionsMixin" in message.msg
+    assert message.hint == "Add it: class PlainAdmin(BackgroundActionsMixin, admin.ModelAdmin)."
+
+
+def test_an_admin_without_background_actions_of_its_own_needs_no_mixin():
+    cls = type("PlainAdmin", (admin.ModelAdmin,), {"actions": ["body"], "body": body})
+    with registered(cls):
+        assert "powercrud_dashboard.W024" not in {item.id for item in run_checks(tags=["admin"])}
+
+
+def per_object_body(self, request, obj, cleaned_data): ...
+
+
+def forgets_the_request(self, queryset): ...
+
+
+def wants_more(self, request, obj, more): ...
+
+
+def takes_anything(*args, **kwargs): ...
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        background_action(body),
+        background_action(takes_anything),
+        background_action(form=forms.Form)(per_object_body),
+        background_action(per_object=True, form=forms.Form)(per_object_body),
+    ],
+)
+def test_a_body_that_a_worker_can_call(action):
+    assert found([], actions=[action]) == []
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "complaint", "hint"),
+    [
+        (forgets_the_request, {}, "too many positional arguments.", "forgets_the_request(self, request, queryset)."),
+        (wants_more, {"per_object": True}, "argument: 'more'.", "wants_more(self, request, obj)."),
+        (per_object_body, {}, "argument: 'cleaned_data'.", "per_object_body(self, request, queryset)."),
+    ],
+)
+def test_a_body_that_a_worker_can_not_call(function, options, complaint, hint):
+    ((check_id, message, shown_hint),) = found([], actions=[background_action(**options)(function)])
+    assert check_id == "W023"
+    assert message.startswith(f"A worker can't call the background action '{function.__name__}': {__name__}.")
+    assert message.endswith(complaint)
+    assert shown_hint.startswith(f"Declare it as {hint}")
