@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,9 +46,6 @@ Report = tuple[object, int | None, int | None]
 
 #: What may be raised in a task to stop it.
 StopError = type[TaskCancelled] | type[ClusterStopping] | type[TaskGivenUp]
-
-#: Two clocks that differ by less than this count as one.
-SAME_CLOCK = timedelta(seconds=1)
 
 #: Lines of the timeline kept until the heartbeat thread writes them; the oldest are dropped first.
 PENDING_LINES = 1_000
@@ -134,12 +131,6 @@ class TaskContext:
 
     def _time(self) -> datetime:
         return self.now()
-
-    def start_clock(self, started_at: datetime | None) -> None:
-        """Have the task's times counted from this one, which is the database's: the clock of this host may be wrong."""
-        if started_at is not None and abs(timezone.now() - started_at) >= SAME_CLOCK:
-            began = time.monotonic()
-            self.now = lambda: started_at + timedelta(seconds=time.monotonic() - began)
 
     def note_outcome(self, model_label: str, key: Any, outcome: str, error: str = "", text: str = "") -> bool:
         """Record the outcome of one object: ``"done"``, ``"failed"``, ``"skipped"`` or ``"not_reached"``.

@@ -14,6 +14,7 @@ from powercrud_dashboard.dashboard.links import dashboard_url
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.engine import locks
 from powercrud_dashboard.models import ConflictLock, TaskObject, TaskRecord
+from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.locks import WHOLE_MODEL
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def object_context(model_admin: Admin, request: HttpRequest, obj: Any) -> dict[s
     visible = TaskRecord.objects.visible_to(request.user)
     shown = entries.filter(record__in=visible.values("pk"))[:OBJECT_TASKS]
     by_record = {entry.record_id: entry for entry in shown}
-    records = visible.filter(pk__in=by_record).defer(*WIDE_COLUMNS).order_by("-pk")
+    records = visible.filter(pk__in=by_record).defer(*WIDE_COLUMNS).annotate(read_at=Now()).order_by("-pk")
     holders = [
         (str(lock.active_task), task_url(site, lock.active_task.task_name), lock.active_task.state)
         for lock in locks_of_other_tasks([obj])

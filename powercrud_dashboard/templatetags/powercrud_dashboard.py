@@ -33,6 +33,7 @@ from powercrud_dashboard.engine import alert_messages
 from powercrud_dashboard.exceptions import ClusterStopping
 from powercrud_dashboard.models import Alert, AlertKind, TaskStatus
 from powercrud_dashboard.models.coordination import ActiveTaskState
+from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.text import translated
 
 if TYPE_CHECKING:
@@ -243,14 +244,13 @@ def alert_strip(context: Context) -> dict[str, Any]:
     if "open_alerts" in context or not access.has_permission(request.user, "view_taskrecord"):
         # Their own page has them.
         return {}
-    found = Alert.objects.all().open().unacknowledged().causes_first()
+    found = Alert.objects.all().open().unacknowledged().causes_first().annotate(read_at=Now())
     pulse = context.get("pulse")
     # Where the pulse is shown, it knows whether there are any.
     shown = list(found[: SHOWN_ALERTS + 1]) if pulse is None or pulse.has_alerts else []
     return {
         "request": request,
         "csrf_token": context.get("csrf_token"),
-        "now": context.get("now"),
         "alerts": shown[:SHOWN_ALERTS],
         "has_more": len(shown) > SHOWN_ALERTS,
         "alerts_url": _url_here(request, "alerts"),

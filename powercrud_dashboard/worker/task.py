@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from django.db import InterfaceError, OperationalError, connections
 from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
-from powercrud_dashboard.async_context import SAME_CLOCK, TaskContext, running_task
+from powercrud_dashboard.async_context import TaskContext, running_task
 from powercrud_dashboard.engine import calls, lifecycle, policy, processes, registry, requests, tracing
 from powercrud_dashboard.engine.boundary import contained
 from powercrud_dashboard.engine.progress import Progress
@@ -47,7 +47,7 @@ from powercrud_dashboard.q2 import queue
 from powercrud_dashboard.text import LONG, describe, error_summary, error_text, traceback_text
 from powercrud_dashboard.worker import heartbeat, hooks
 from powercrud_dashboard.worker.connection import worker_connection
-from powercrud_dashboard.worker.heartbeat import TaskMonitor, reported_events
+from powercrud_dashboard.worker.heartbeat import TaskMonitor, clock, reported_events
 from powercrud_dashboard.worker.interrupt import Interruption, defer_sigterm, hard_time_limit
 from powercrud_dashboard.worker.report import Ending, NotRun, for_django_q, kind_of, note_last_run
 
@@ -61,6 +61,9 @@ MAX_RESULT_SIZE = 10 * 1024 * 1024
 
 #: The folder of this package.
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+#: Two clocks that differ by less than this count as one.
+SAME_CLOCK = timedelta(seconds=1)
 
 #: How often a queued task is claimed whose queue or function is paused and resumed meanwhile.
 CLAIM_TRIES = 5
@@ -111,6 +114,8 @@ class _Run:
         self._is_sync = call.sync
         #: When the task was claimed, by the database's clock.
         self._started_at: datetime | None = None
+        #: Returns the time by the same clock.
+        self._now: Callable[[], datetime] = timezone.now
         self._manager: Any = None
         self._unrecorded_start: list[lifecycle.Event] = []
 
@@ -137,7 +142,7 @@ class _Run:
         context.in_records = RunningTask(
             self._task_name, self._name, active.label, self._spec.launched_by, active.attempt
         )
-        context.start_clock(self._started_at)
+        context.now = self._now
         context.resume_at = active.resume_at
         context.pace.yields_to_stop = active.goes_on and policy.is_requeued_on_stop(active)
         with ExitStack() as stack:
@@ -222,6 +227,7 @@ class _Run:
         """Call the hooks for the start. It is recorded with the first report or with the end of a short task."""
         note_last_run(active.task_name, active.attempt, False)
         self._started_at = _by_database(active.started_at)
+        self._now = _clock_from(self._started_at)
         manager = self._manager = registry.manager_of(active)
         payload = {
             "attempt": active.attempt,
@@ -407,6 +413,12 @@ def _by_database(at: datetime | None) -> datetime:
     """Return a time of just now that the database has told, more exactly if the clock of this host agrees with it."""
     now = timezone.now()
     return now if at is None or abs(now - at) < SAME_CLOCK else at
+
+
+def _clock_from(at: datetime) -> Callable[[], datetime]:
+    """Return a clock that shows this time now. The clock of this host may be wrong, and be set while the task runs."""
+    began = clock()
+    return lambda: at + timedelta(seconds=clock() - began)
 
 
 def _canceller(active: ActiveTask) -> Any:

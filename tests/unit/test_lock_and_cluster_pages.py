@@ -16,11 +16,11 @@ from django_q.brokers import get_broker
 from django_q.signing import SignedPackage
 from django_q.status import Stat, Status
 
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import ActiveTask, Alert, ConflictLock, TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import queue
 from tests.services import wait_until
 from tests.testapp import tasks
-from tests.workers import claimed_elsewhere, deliver, silence
+from tests.workers import claimed_elsewhere, deliver, meanwhile, silence
 
 pytestmark = pytest.mark.django_db
 
@@ -274,6 +274,29 @@ def test_pages_tell_times_by_the_databases_clock(boss, manager, wrong_clock):
         assert "1\xa0h" not in told, address
 
 
+@pytest.mark.django_db(transaction=True)
+def test_nothing_is_still_to_come_for_a_web_host_whose_clock_is_late(boss, manager, make_projects, monkeypatch):
+    (project,) = make_projects(1)
+    with pytest.raises(ValueError, match="no good"):
+        manager.launch_async_task(
+            tasks.fail_if, "no good", fails=True, sync=True, conflict_ids={"testapp.Project": [project]}
+        )
+    Alert.objects.create(kind="oldest_wait", subject="reports", details={"seconds": 1_200})
+    boss.post(f"{BASE}cluster/pause/", {"kind": "queue", "name": "reports"})
+    right = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: right() - timedelta(hours=1))
+    pages = [
+        boss.get(CLUSTER),
+        boss.get(f"/admin/testapp/project/{project.pk}/change/"),
+        boss.get(f"{BASE}function/", {"func": "tests.testapp.tasks.fail_if"}),
+        boss.post(f"{BASE}bulk/", {"action": "retry", "selected": [TaskRecord.objects.get().pk]}),
+    ]
+    for page in pages:
+        times = re.findall(r"<time [^>]*>([^<]*)</time>", page.content.decode())
+        assert times
+        assert not [time for time in times if time.startswith("in ")], page.request["PATH_INFO"]
+
+
 def test_hosts_whose_clock_is_wrong_are_named(boss, wrong_clock):
     for host, seconds in (("behind", -8), ("ahead", 7), ("right", 4)):
         WorkerProcess.objects.create(identity=host, host=host, pid=1, cluster="default")
@@ -306,6 +329,19 @@ def test_records_are_dated_by_the_databases_clock(manager, monkeypatch):
     assert max(times) < right() + timedelta(minutes=1)
     assert record.created_at <= record.started_at <= record.finished_at
     assert record.run_time == record.finished_at - record.started_at
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_clock_that_is_set_while_a_task_runs_changes_no_time(manager, monkeypatch, record_of):
+    right, hours = timezone.now, [0]
+    monkeypatch.setattr(timezone, "now", lambda: right() - timedelta(hours=sum(hours)))
+    name = manager.launch_async_task(tasks.touch_projects, pks=[1], model="testapp.project")
+    with meanwhile(lambda: hours.append(1), before='UPDATE "testapp_project"'):
+        deliver()
+    record = record_of(name)
+    times = [record.created_at, *record.events.order_by("pk").values_list("timestamp", flat=True)]
+    assert record.started_at <= record.finished_at
+    assert max(times) - min(times) < timedelta(minutes=1)
 
 
 def test_lost_processes_are_shown_with_their_tasks(boss, manager):

@@ -35,6 +35,7 @@ from powercrud_dashboard.dashboard.live import no_cluster_runs
 from powercrud_dashboard.dashboard.operations import retry_task
 from powercrud_dashboard.exceptions import TaskAlreadyActive, TaskBusy
 from powercrud_dashboard.models import TaskRecord
+from powercrud_dashboard.models.database import Now
 from powercrud_dashboard.models.labels import label_given, row_label
 from powercrud_dashboard.models.locks import WHOLE_MODEL
 from powercrud_dashboard.models.pausing import Pause
@@ -201,7 +202,7 @@ class DashboardView(AccessMixin, ContextMixin, View):
         """Return what the pages show of paused queues and functions, of those that keep a task back if one is given."""
         pauses = Pause.objects.all().applying_to(**which) if which else Pause.objects.all()
         url = self.url("resume_queue") if access.may_pause_queues(self.request.user) else ""
-        return {"pauses": pauses.order_by("since")[:SHOWN_PAUSES], "resume_pause_url": url}
+        return {"pauses": pauses.order_by("since").annotate(read_at=Now())[:SHOWN_PAUSES], "resume_pause_url": url}
 
     def explain(self, error: Exception) -> str:
         """Return the text of an error, with a link to the task that it is about."""

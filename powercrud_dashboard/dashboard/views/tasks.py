@@ -13,7 +13,6 @@ from django.contrib.admin.models import DELETION, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.loader import render_to_string
-from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.translation import get_language, ngettext
@@ -42,6 +41,7 @@ from powercrud_dashboard.engine import pruning
 from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.extension import dashboard
 from powercrud_dashboard.models import Resolution, TaskEvent, TaskObject, TaskRecord, TaskStatus
+from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.models.labels import name_of_row, row_label
 from powercrud_dashboard.models.search import CONSIDERED, named_objects
 
@@ -337,6 +337,7 @@ class BulkActionView(TemplateResponseMixin, ManyTasksView):
     def _confirmation_page(self, selection: Selection) -> HttpResponse:
         context = self.get_context_data(
             title=f"{selection.what}?" if selection.accepted else selection.action.label,
+            now=database_now(),
             selection=selection,
             shown=[
                 (record, counted_objects(record), self._names_of(record))
@@ -371,7 +372,8 @@ class BulkActionView(TemplateResponseMixin, ManyTasksView):
         return self.list_url(query.urlencode())
 
     def _perform(self, selection: Selection) -> None:
-        began = timezone.now()
+        # Of the tasks that are launched by it the times are the database's.
+        began = database_now()
         if selection.action.name == "delete":
             try:
                 refused = self._delete(selection.accepted)
