@@ -9,8 +9,12 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from powercrud_dashboard.engine import tracing
+from powercrud_dashboard.exceptions import ClusterStopping, SliceEnded, TaskCancelled, TaskPaused
 
 __all__ = ["instrument"]
+
+#: How an attempt ends that is cancelled, paused or handed back.
+NOT_FAILED = (TaskCancelled, TaskPaused, SliceEnded, ClusterStopping)
 
 
 def instrument() -> None:
@@ -44,8 +48,10 @@ class _Spans:
         ) as span:
             try:
                 yield
-            except Exception as error:
-                # Cancelled, paused and handed back is not failed: those are no Exception.
+            except NOT_FAILED:
+                raise
+            except BaseException as error:
+                # The time limit and ``sys.exit()`` are no Exception.
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 # Last, as it raises if the error has no text.
                 span.record_exception(error)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import CollectorRegistry
@@ -24,6 +27,9 @@ from powercrud_dashboard.q2 import queue
 
 __all__ = ["MetricsView", "TaskCollector"]
 
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "The metrics can't be read from the database now"
 #: Pairs of function and queue that have series of their own; the others are added up.
 MAX_SERIES = 200
 OTHER = "other"
@@ -32,14 +38,14 @@ OTHER = "other"
 EXPONENTS = range(4, 25, 2)
 
 
-class TaskCollector(Collector):
+class _Tasks(Collector):
     """Reads all metrics, in five queries whose cost does not grow with the history."""
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that a registry does not read the database when this is registered."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
         yield from self._of_queues()
         locks, alerts = values_of(
             lambda: [
@@ -90,6 +96,23 @@ class TaskCollector(Collector):
         yield from (finished, waits, runs)
 
 
+class TaskCollector(_Tasks):
+    """Reads all metrics for a registry of the project, in five queries whose cost does not grow with the history.
+
+    There are none, and the error is logged, while the database can't be read: an error would take the metrics of all
+    other collectors of the registry with it.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            return list(super().collect())
+        except DatabaseError:
+            logger.warning(UNREADABLE, exc_info=True)
+            # No request ends in a thread that serves metrics, which would give up a connection that is lost.
+            close_old_connections()
+            return []
+
+
 def _totals() -> Iterator[tuple[str, str, Figures]]:
     """Return the totals of each function and queue; those beyond the limit added up.
 
@@ -116,6 +139,10 @@ class MetricsView(MonitoringView):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(TaskCollector())
+        registry.register(_Tasks())
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return HttpResponse(encode(registry), content_type=content_type)
+        try:
+            return HttpResponse(encode(registry), content_type=content_type)
+        except DatabaseError:
+            logger.warning(UNREADABLE, exc_info=True)
+            return self.unavailable(HttpResponse(UNREADABLE, content_type="text/plain"))

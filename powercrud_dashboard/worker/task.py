@@ -293,14 +293,14 @@ class _Run:
             "manager_class": self._manager.manager_class_path,
             "resume_at": resume_at,
         }
-        traced = tracing.running(self._name, self._task_name, attempt, spec.trace)
-        with traced, savepoints_in_open_transactions():
-            try:
-                return calls.call(func, *spec.args, **{**accepted_arguments(func, available), **spec.kwargs})
-            except AllObjectsFailed as error:
-                # Nothing is to be undone, and the outcomes of the objects are to stay.
-                failure = error
-        raise failure
+        with tracing.running(self._name, self._task_name, attempt, spec.trace):
+            with savepoints_in_open_transactions():
+                try:
+                    return calls.call(func, *spec.args, **{**accepted_arguments(func, available), **spec.kwargs})
+                except AllObjectsFailed as error:
+                    # Nothing is to be undone, and the outcomes of the objects are to stay.
+                    failure = error
+            raise failure
 
     def _disarm_time_limit(self) -> None:
         is_main_thread = threading.current_thread() is threading.main_thread()

@@ -89,6 +89,14 @@ def test_it_needs_no_middleware(settings):
     assert HealthView.as_view()(request).status_code == 401
 
 
+@pytest.mark.parametrize("url", URLS)
+def test_it_takes_the_token_where_all_pages_require_a_login(url, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    worker(1)
+    health(200, url)
+    assert Client().get(url).status_code == 401
+
+
 def test_django_does_not_log_an_error_for_each_answer(caplog):
     """An error of django.request is mailed to the admins."""
     health(503)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
+from django.contrib import admin
 from django.utils import timezone
+from django_q.exceptions import TimeoutException
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from powercrud_dashboard.admin import background_action
+from powercrud_dashboard.async_context import get_current_task
+from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.contrib.opentelemetry import instrument
 from powercrud_dashboard.engine import tracing
-from powercrud_dashboard.models import ActiveTask
+from powercrud_dashboard.exceptions import TaskCancelled
+from powercrud_dashboard.models import ActiveTask, TaskRecord
 from tests.testapp import tasks
+from tests.testapp.models import Project
 from tests.workers import run_queue
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -58,6 +65,17 @@ class WithoutText(Exception):
 
 def fail_without_a_text() -> None:
     raise WithoutText
+
+
+def reach_the_time_limit() -> None:
+    # As the signal of django-q2 does.
+    raise TimeoutException("the time is over")
+
+
+def be_cancelled() -> None:
+    task = get_current_task()
+    AsyncManager().cancel_task(task.task_name)
+    raise TaskCancelled(task.task_name)
 
 
 class BrokenTracer:
@@ -128,6 +146,37 @@ def test_a_failure_is_one_of_the_span(manager):
     run = spans()["run tests.testapp.tasks.fail"]
     assert run.status.status_code == StatusCode.ERROR
     assert [event.name for event in run.events] == ["exception"]
+
+
+@pytest.mark.parametrize("func", [tasks.leave, reach_the_time_limit])
+def test_the_time_limit_and_an_exit_are_failures_of_the_span(manager, func):
+    manager.launch_async_task(func)
+    # The time limit goes on to django-q2.
+    with suppress(TimeoutException):
+        run_queue()
+    (run,) = (span for name, span in spans().items() if name.startswith("run "))
+    assert (run.status.status_code, TaskRecord.objects.get().status) == (StatusCode.ERROR, "failed")
+
+
+def test_a_task_is_one_all_of_whose_objects_failed(boss, make_projects, monkeypatch):
+    def refuse(modeladmin, request, project):
+        raise ValueError("refused")
+
+    projects = admin.site.get_model_admin(Project)
+    action = background_action(permissions=["change"], per_object=True)(refuse)
+    monkeypatch.setattr(projects, "actions", [*projects.actions, action])
+    chosen = {"action": "refuse", "_selected_action": [project.pk for project in make_projects(2)]}
+    boss.post("/admin/testapp/project/", chosen)
+    run_queue()
+    (run,) = (span for name, span in spans().items() if name.startswith("run "))
+    assert (run.status.status_code, TaskRecord.objects.get().status) == (StatusCode.ERROR, "failed")
+
+
+def test_a_cancelled_attempt_is_no_failure_of_the_span(manager, record_of):
+    name = manager.launch_async_task(be_cancelled)
+    run_queue()
+    (run,) = (span for name, span in spans().items() if name.startswith("run "))
+    assert (run.status.status_code, record_of(name).status) == (StatusCode.UNSET, "cancelled")
 
 
 def test_each_attempt_is_a_span_of_the_same_trace(manager):

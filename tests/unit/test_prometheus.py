@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from powercrud_dashboard.contrib import prometheus
@@ -19,6 +20,7 @@ from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.q2 import queue
 from tests.alerting import ended, worker
 from tests.testapp import tasks
+from tests.workers import database_refuses
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.urls(__name__)]
 
@@ -60,6 +62,19 @@ def took(count: int, seconds: float, **fields: object) -> None:
 def test_they_take_the_token():
     assert Client().get("/metrics/").status_code == 401
     assert Client().get("/metrics/", headers={"Authorization": "Bearer other"}).status_code == 401
+
+
+def test_they_take_it_where_all_pages_require_a_login(settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    assert metrics()
+
+
+def test_without_the_database_the_address_says_so(caplog):
+    with database_refuses("SELECT", 1):
+        answer = Client().get("/metrics/", headers=TOKEN)
+    assert answer.status_code == 503
+    # An error of django.request is mailed to the admins.
+    assert [record.name for record in caplog.records] == ["powercrud_dashboard.contrib.prometheus"]
 
 
 def test_people_with_the_permission_may_read_them(client_of, make_user):
@@ -172,4 +187,32 @@ def test_a_registry_of_the_project_takes_the_collector(django_assert_num_queries
     registry = CollectorRegistry()
     with django_assert_num_queries(0):
         registry.register(TaskCollector())
+    assert b"pcrud_workers" in generate_latest(registry)
+
+
+def test_without_the_database_the_metrics_of_other_collectors_are_there(caplog):
+    registry = CollectorRegistry()
+    registry.register(TaskCollector())
+    Counter("of_the_project", "Counted in memory.", registry=registry).inc()
+    with database_refuses("SELECT", 1):
+        text = generate_latest(registry)
+    assert b"of_the_project_total 1.0" in text
+    assert b"pcrud" not in text
+    assert "can't be read" in caplog.text
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no server that ends connections")
+def test_a_thread_that_serves_metrics_finds_the_database_again():
+    registry = CollectorRegistry()
+    registry.register(TaskCollector())
+    assert b"pcrud_workers" in generate_latest(registry)
+    connection.ensure_connection()
+    psycopg = connection.connection
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [psycopg.info.backend_pid])
+    finally:
+        other.close()
+    assert b"pcrud" not in generate_latest(registry)
     assert b"pcrud_workers" in generate_latest(registry)

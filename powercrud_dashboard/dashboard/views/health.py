@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from django.contrib.admin import AdminSite
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -22,6 +23,8 @@ from powercrud_dashboard.models.database import is_in_transaction
 
 
 @method_decorator(never_cache, name="dispatch")
+# Django's LoginRequiredMiddleware would send who has the token to the login page.
+@method_decorator(login_not_required, name="dispatch")
 @method_decorator(transaction.non_atomic_requests, name="dispatch")
 class MonitoringView(View):
     """Base class of what programs read with the bearer token, and people with the permission to view tasks."""
@@ -42,6 +45,13 @@ class MonitoringView(View):
             headers={"WWW-Authenticate": "Bearer"},
         )
 
+    @staticmethod
+    def unavailable(answer: HttpResponse) -> HttpResponse:
+        """Return the answer with the status 503. Django would log each as an error, which is mailed to the admins."""
+        answer.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        answer._has_been_logged = True  # type: ignore[attr-defined]
+        return answer
+
     def _is_permitted(self, request: HttpRequest) -> bool:
         user, site = getattr(request, "user", None), self.admin_site or mounted_site()
         if user is None or not (user.is_active and site.has_permission(request)):
@@ -58,8 +68,5 @@ class HealthView(MonitoringView):
         if health.is_evaluation_due and not is_in_transaction():
             # So that it is noticed if no worker is left to notice anything.
             evaluate_in_background()
-        status = HTTPStatus.OK if health.is_good else HTTPStatus.SERVICE_UNAVAILABLE
-        answer = JsonResponse(health.as_dict(), status=status)
-        # Django would log each 503 as an error, which is mailed to the admins.
-        answer._has_been_logged = True  # type: ignore[attr-defined]
-        return answer
+        answer = JsonResponse(health.as_dict())
+        return answer if health.is_good else self.unavailable(answer)
