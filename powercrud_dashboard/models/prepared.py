@@ -252,7 +252,11 @@ class PreparedDelete(_Prepared[Row]):
 
 
 class PreparedInsert(_Prepared[Row]):
-    """An INSERT of a few rows that sends no signals and does not return their keys."""
+    """An INSERT that sends no signals and does not return the keys of the rows."""
+
+    def __init__(self, model: type[Row]) -> None:
+        super().__init__(model)
+        self._with_arrays: dict[str, str] = {}
 
     @cached_property
     def _fields(self) -> list[models.Field[Any, Any]]:
@@ -284,13 +288,31 @@ class PreparedInsert(_Prepared[Row]):
     def insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert any number of converted rows in this way."""
         using = router.db_for_write(self._model)
-        statement = self._statement(using, (), 1)
-        params = [
-            [row[param.name] if isinstance(param, _Given) else param for param in statement.params] for row in rows
-        ]
-        # Drivers read the text of the statement once for all of them; psycopg takes as long for that as for the rest.
+        if using not in self._with_arrays:
+            self._with_arrays[using] = self._written_with_arrays(using)
+        sql = self._with_arrays[using]
         with transaction.mark_for_rollback_on_error(using), connections[using].cursor() as cursor:
-            cursor.executemany(statement.sql, params)
+            if sql:
+                cursor.execute(sql, [[row[field.name] for row in rows] for field in self._fields])
+                return
+            statement = self._statement(using, (), 1)
+            cursor.executemany(
+                statement.sql,
+                [
+                    [row[param.name] if isinstance(param, _Given) else param for param in statement.params]
+                    for row in rows
+                ],
+            )
+
+    def _written_with_arrays(self, using: str) -> str:
+        """Return Django's INSERT of several rows if its text is the same for any number of them, or "".
+
+        On PostgreSQL it takes an array for each column, which costs the server half of what single rows do.
+        """
+        query = InsertQuery(self._model)
+        query.insert_values(self._fields, [self._model(), self._model()], raw=True)
+        ((sql, params),) = query.get_compiler(using).as_sql()
+        return str(sql) if len(params) == len(self._fields) else ""
 
 
 class PreparedSave(PreparedInsert[Row]):
