@@ -258,7 +258,7 @@ def test_nothing_is_synchronised_before_all_columns_are_there():
 )
 def test_a_row_whose_arguments_are_no_values_is_shown_and_not_run(boss, broken):
     schedule = Schedule.objects.create(name="odd", func=ADD, schedule_type=Schedule.DAILY, **broken)
-    assert ">odd</strong>" in boss.get(PAGE).content.decode()
+    assert ">odd</a></strong>" in boss.get(PAGE).content.decode()
     assert "can&#x27;t be read" in boss.post(f"{PAGE}{schedule.pk}/run/", follow=True).content.decode()
     assert not OrmQ.objects.exists()
 
