@@ -19,6 +19,7 @@ from powercrud_dashboard.models.prepared import (
     PreparedUpdate,
     Slot,
 )
+from powercrud_dashboard.text import storable
 from tests import work
 
 pytestmark = pytest.mark.django_db
@@ -104,6 +105,30 @@ def test_several_rows_are_inserted_in_their_order(records, count):
     messages = [f"line {number}" for number in range(count)]
     PreparedInsert(TaskEvent).execute([line(records[0], message=message) for message in messages])
     assert list(TaskEvent.objects.order_by("pk").values_list("message", flat=True)) == messages
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_any_number_of_converted_rows_are_inserted_with_defaults_for_what_they_do_not_have(count):
+    now = timezone.now()
+    odd = [
+        {},
+        {"label": '50 % of "%s", {a,b} NULL \x00 \ud800', "run_time": timedelta(days=2, microseconds=1)},
+        {"task_args": [None, {"a": [1, "\\"]}], "started_at": now},
+        {"task_kwargs": {}, "worker_pid": 7},
+        {"is_counted": True, "user_id": None},
+    ]
+    rows = [{"task_name": f"task {number}", **odd[number % len(odd)]} for number in range(count)]
+    insert = PreparedInsert(TaskRecord)
+    given = [{"user" if name == "user_id" else name: value for name, value in row.items()} for row in rows]
+    insert.insert(insert.converted(given))
+    assert TaskRecord.objects.count() == count
+    for row in rows:
+        expected = TaskRecord(**row)
+        stored = TaskRecord.objects.get(task_name=row["task_name"])
+        expected.label = storable(expected.label)
+        for field in TaskRecord._meta.concrete_fields:
+            if field.name not in ("id", "created_at"):
+                assert getattr(stored, field.attname) == getattr(expected, field.attname), field.name
 
 
 def test_a_saved_row_knows_what_the_database_has_given_it():
