@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from django.apps import apps
+from django.db import InterfaceError, OperationalError, close_old_connections
 from django.utils import timezone
 from django.utils.module_loading import module_has_submodule
 from django.utils.translation import gettext_lazy as _
@@ -25,11 +27,13 @@ from powercrud_dashboard.engine.spec import INJECTED, accepted_arguments, check_
 from powercrud_dashboard.exceptions import (
     ScheduleNotDeclared,
     TaskAlreadyActive,
+    TaskBusy,
     TaskConflict,
     TaskNameTaken,
     UnimportableCallable,
 )
 from powercrud_dashboard.models import FailureReason, Source, TaskRecord
+from powercrud_dashboard.models.database import is_in_transaction
 from powercrud_dashboard.q2 import schedules
 from powercrud_dashboard.q2.schedules import Timing, Wanted
 from powercrud_dashboard.text import (
@@ -63,6 +67,8 @@ _KEY = "schedule:{}"
 #: The namespace of the names of runs, which are made from the ids of the messages that launch them.
 _RUNS = uuid.UUID("1d6d1f8e-5a40-4be1-9d0c-3d6a5a1c8f57")
 MAX_NAME = NAME_LENGTH - len(_KEY.format(""))
+#: Seconds for which a launch is tried while the database is away or locked, and between two tries.
+TRIES_FOR, TRIES_AGAIN_AFTER = 60.0, 1.0
 
 _LAUNCHED = KeptText(_("Launched by the schedule “%(schedule)s”"))
 _STILL_RUNNING = KeptText(_("Skipped, as the run before has not ended (%(task)s)."))
@@ -339,8 +345,9 @@ def _launched(launch: Callable[[str], str], name: str, **facts: str) -> str:
     # A broker may deliver one message twice: both times it launches the same task.
     task_key = str(uuid.uuid5(_RUNS, launch_id) if launch_id else uuid.uuid4())
     try:
-        return launch(task_key)
-    except Exception as error:
+        return _patiently(launch, task_key)
+    except (Exception, SystemExit) as error:
+        # SystemExit: its time limit, and functions of conflict_ids that leave.
         if isinstance(error, TaskNameTaken | TaskAlreadyActive) and error.task_name == task_key:
             # The first delivery has launched it, or has recorded why not.
             return task_key
@@ -367,7 +374,21 @@ def _launched(launch: Callable[[str], str], name: str, **facts: str) -> str:
         return text
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _patiently(launch: Callable[[str], str], task_key: str) -> str:
+    """Launch it, also if the database can't be written for a while: nobody would launch this run later."""
+    until = time.monotonic() + TRIES_FOR
+    while True:
+        try:
+            return launch(task_key)
+        except (OperationalError, InterfaceError, TaskBusy) as error:
+            if is_in_transaction() or time.monotonic() >= until:
+                raise
+            logger.warning("The task %s of a schedule can't be launched now, and is tried again: %s", task_key, error)
+        time.sleep(TRIES_AGAIN_AFTER)
+        close_old_connections()
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
     kind = type(error)
     return {
         "reason": FailureReason.NOT_QUEUED.value,

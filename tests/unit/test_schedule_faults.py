@@ -12,10 +12,11 @@ import django
 import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import override_settings
 from django.utils import timezone
 from django_q.brokers import get_broker
+from django_q.exceptions import TimeoutException
 from django_q.models import OrmQ, Schedule
 from django_q.scheduler import scheduler
 from django_q.signals import pre_enqueue
@@ -28,6 +29,7 @@ from powercrud_dashboard.models import ActiveTask, TaskRecord
 from powercrud_dashboard.q2 import schedules as rows
 from powercrud_dashboard.schedules import run_scheduled, scheduled, sync_schedules
 from tests.testapp import tasks
+from tests.workers import database_refuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -124,6 +126,46 @@ def test_a_module_that_cant_be_imported_stops_nothing_and_its_schedules_stay(for
     assert "ModuleNotFoundError: No module named 'a_queue_that_is_not_installed'" in problem
     assert "E040" not in checked()
     assert run_scheduled("nightly")
+
+
+# A launch that fails
+
+
+def leave() -> None:
+    raise SystemExit("no")
+
+
+def run_out_of_time() -> None:
+    raise TimeoutException("Task exceeded maximum timeout value (60 seconds)")
+
+
+@pytest.mark.parametrize(("conflict_ids", "error"), [(leave, "no"), (run_out_of_time, "Task exceeded maximum")])
+def test_a_launch_that_leaves_or_takes_too_long_is_recorded_as_failed(conflict_ids, error):
+    scheduled(every="daily", name="nightly", args=(2,), conflict_ids=conflict_ids)(tasks.add)
+    with pytest.raises(SystemExit):
+        run_scheduled("nightly")
+    record = TaskRecord.objects.get()
+    assert (record.status, record.failure_reason, record.group) == ("failed", "not_queued", "nightly")
+    assert record.error.startswith(error)
+
+
+def test_a_launch_is_tried_again_while_the_database_is_away(monkeypatch, record_of):
+    monkeypatch.setattr(schedules, "TRIES_AGAIN_AFTER", 0.01)
+    declare_nightly()
+    # The message, and the record that says so.
+    with database_refuses("INSERT INTO", 2):
+        name = run_scheduled("nightly")
+    assert record_of(name).status == "pending"
+    assert TaskRecord.objects.count() == 1
+
+
+def test_a_launch_is_given_up_if_the_database_stays_away(monkeypatch):
+    monkeypatch.setattr(schedules, "TRIES_FOR", 0.0)
+    declare_nightly()
+    with database_refuses("INSERT INTO", 2), pytest.raises(OperationalError):
+        run_scheduled("nightly")
+    # By then it was there again.
+    assert TaskRecord.objects.get().failure_reason == "not_queued"
 
 
 # A message that is delivered twice
