@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
@@ -21,7 +21,7 @@ from powercrud_dashboard.management.pcrud.console import Column, Console, cells_
 from powercrud_dashboard.models import ActiveTask, ConflictLock, Pause, TaskRecord, TaskStatus
 from powercrud_dashboard.signals import task_cancelled
 from tests.testapp import tasks
-from tests.workers import run_queue
+from tests.workers import database_refuses, run_queue
 
 pytestmark = pytest.mark.django_db
 
@@ -468,11 +468,12 @@ def test_a_table_keeps_what_does_not_give_way(monkeypatch):
     assert lines[2] == "b                short     12345678"
 
 
-def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(django_settings.ROOT), "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, "-m", "django", "pcrud", *arguments, "--settings", os.environ["DJANGO_SETTINGS_MODULE"]],
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment,
         cwd=django_settings.ROOT,
@@ -509,6 +510,71 @@ def test_an_error_is_in_the_document(manager):
     answer = process("tasks", "--json", "--limit", "0")
     assert answer.returncode == 2
     assert "--limit" in json.loads(answer.stdout)["error"]
+
+
+@pytest.mark.parametrize("arguments", [("tasks",), ("show", "anything"), ("stats",), ("locks",), ("test",)])
+def test_without_the_database_there_is_a_document_too(arguments):
+    with database_refuses("", 1_000):
+        code, out, err = run(*arguments, "--json")
+    assert (code, json.loads(out)) == (1, {"error": err})
+    assert err.startswith("The database has failed: the server closed the connection")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_done_before_the_database_failed_is_printed(manager):
+    names = [manager.launch_async_task(tasks.add, number) for number in range(3)]
+    cancelled: list[str] = []
+    with ExitStack() as stack:
+
+        def fail_after_the_second(task_name: str, **kwargs: Any) -> None:
+            cancelled.append(task_name)
+            if len(cancelled) == 2:
+                stack.enter_context(database_refuses("", 1_000))
+
+        task_cancelled.connect(fail_after_the_second)
+        stack.callback(task_cancelled.disconnect, fail_after_the_second)
+        code, out, err = run("cancel", "--all", "--yes", "--json")
+    document = json.loads(out)
+    assert (code, document["error"]) == (1, err)
+    assert [(entry["task"], entry["done"]) for entry in document["results"]] == [(names[0], True)]
+    assert err.startswith("The database has failed")
+    assert err.endswith("The other tasks were not changed.")
+
+
+def test_an_error_that_nobody_expects_is_in_the_document_and_raised(monkeypatch):
+    monkeypatch.setattr(SUBCOMMANDS["stats"], "handle", lambda console, options: 1 / 0)
+    out = StringIO()
+    with pytest.raises(ZeroDivisionError):
+        call_command("pcrud", "stats", "--json", stdout=out)
+    assert json.loads(out.getvalue()) == {"error": "ZeroDivisionError: division by zero"}
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch):
+    def interrupt(console, options):
+        console.document({"so far": 1})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SUBCOMMANDS["test"], "handle", interrupt)
+    code, out, err = run("test", "--json")
+    assert (code, err, json.loads(out)) == (1, "Interrupted.", {"so far": 1, "error": "Interrupted."})
+
+
+def test_without_a_standard_input_nobody_is_asked(failed, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _out, err = run("retry", "--all")
+    assert (code, err.splitlines()[-1]) == (2, "There is no terminal to ask at. Confirm with --yes.")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_who_reads_a_pipe_may_stop(options):
+    """As ``head`` does; the command says nothing, and its exit code is that of what it has done."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        answer = process("stats", *options, stdout=write)
+    finally:
+        os.close(write)
+    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 def test_the_exit_code_of_wrong_arguments_is_2():

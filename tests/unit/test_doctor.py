@@ -148,6 +148,21 @@ def test_a_cleanup_that_is_paused_or_overdue(well):
     assert problem("cleanup")["text"].startswith("The cleanup has been due for 1\N{NO-BREAK SPACE}h")
 
 
+@pytest.mark.parametrize(
+    ("timing", "words"),
+    [
+        ({"schedule_type": "I", "minutes": 1}, "every 1 minute"),
+        ({"schedule_type": "H"}, "hourly"),
+        ({"schedule_type": "C", "cron": "*/5 * * * *"}, "by the cron expression */5 * * * *"),
+    ],
+)
+def test_how_often_the_cleanup_runs(well, timing, words):
+    Schedule.objects.update(**{"minutes": None, **timing})
+    # One that was replaced by the other does not count.
+    Schedule.objects.create(func=Schedule.objects.get().func, next_run=None)
+    assert examine()[1]["cleanup"][0] == {"level": "ok", "text": f"The cleanup is scheduled {words}.", "hint": ""}
+
+
 def test_messages_that_are_lost(well, manager):
     manager.launch_async_task(tasks.add, 1)
     ActiveTask.objects.update(missing_since=timezone.now())

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.db import Error as DatabaseError
+
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
 from powercrud_dashboard.dashboard.operations import Answer, Operations, is_done
 from powercrud_dashboard.dashboard.selection import BULK_ACTIONS, BulkAction, applicable
@@ -30,7 +32,7 @@ from powercrud_dashboard.management.pcrud.choosing import (
     record_named,
     unfinished_named,
 )
-from powercrud_dashboard.management.pcrud.console import Console, counted
+from powercrud_dashboard.management.pcrud.console import Console, counted, database_failed
 from powercrud_dashboard.models import TaskRecord
 
 #: Functions that a question names, with the number of tasks of each.
@@ -51,6 +53,8 @@ class Results:
     #: Tasks that have changed since they were chosen, so that there is nothing to do.
     skipped: int = 0
     is_interrupted: bool = False
+    #: An error of the database, after which the other tasks were not changed.
+    problem: str = ""
 
     def add(
         self, task_name: str, result: str, *, is_done: bool = False, is_skipped: bool = False, new: str = ""
@@ -99,6 +103,8 @@ class BulkSubcommand(Subcommand):
             {"done": results.done, "refused": results.refused, "skipped": results.skipped, "results": results.entries}
         )
         self._print(console, results, is_named=bool(options["tasks"]) or options["dry_run"])
+        if results.problem:
+            raise failed(f"{results.problem}\nThe other tasks were not changed.")
         if results.is_interrupted:
             raise failed("Interrupted: the other tasks were not changed.")
         if results.refused:
@@ -248,8 +254,11 @@ def _records(keys: list[int]) -> Iterator[TaskRecord]:
 def _to_each(records: Iterable[TaskRecord], act: Callable[[TaskRecord], None], results: Results) -> None:
     """Call ``act`` with each record until somebody presses Ctrl-C: what was done is printed nevertheless."""
     with Interruptible(records) as remaining:
-        for record in remaining:
-            act(record)
+        try:
+            for record in remaining:
+                act(record)
+        except DatabaseError as error:
+            results.problem = database_failed(error)
     results.is_interrupted = remaining.is_interrupted
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import Style
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db import Error as DatabaseError
 
 Item = TypeVar("Item")
 
@@ -65,12 +67,12 @@ class Console:
         if not self.is_json:
             # What the terminal has no character for is no reason to print nothing.
             encoding = self._encoding
-            self._stdout.write(printable(str(text)).encode(encoding, "replace").decode(encoding), style)
+            _write(self._stdout, printable(str(text)).encode(encoding, "replace").decode(encoding), style)
 
     def note(self, text: str) -> None:
         """Print a remark that is not part of the result."""
         if not self._is_quiet:
-            self._stderr.write(printable(text))
+            _write(self._stderr, printable(text))
 
     def document(self, value: Any) -> None:
         """Note the result that is printed as JSON, where it is wanted, at the end."""
@@ -78,14 +80,33 @@ class Console:
 
     @contextmanager
     def one_document(self) -> Iterator[None]:
-        """Print what the block has noted as its result, with its error if it raises one, where JSON is wanted."""
+        """Print what the block has noted as its result, with its error if it raises one, where JSON is wanted.
+
+        Raises:
+            CommandError: in the place of an error of the database, and of Ctrl-C.
+        """
         try:
             yield
         except CommandError as error:
-            known = self._document if isinstance(self._document, dict) else {}
-            self._print_json({**known, "error": str(error)})
+            self._print_error(str(error))
+            raise
+        except DatabaseError as error:
+            text = database_failed(error)
+            self._print_error(text)
+            raise CommandError(text) from error
+        except KeyboardInterrupt:
+            text = "Interrupted."
+            self._print_error(text)
+            raise CommandError(text) from None
+        except Exception as error:
+            self._print_error(f"{type(error).__name__}: {error}")
             raise
         self._print_json(self._document)
+        _guarded(self._stdout, self._stdout.flush)
+
+    def _print_error(self, error: str) -> None:
+        known = self._document if isinstance(self._document, dict) else {}
+        self._print_json({**known, "error": error})
 
     def _print_json(self, value: Any) -> None:
         if not self.is_json:
@@ -96,7 +117,7 @@ class Console:
             text.encode(self._encoding)
         except UnicodeEncodeError:
             text = write()
-        self._stdout.write(text)
+        _write(self._stdout, text)
 
     @property
     def _encoding(self) -> str:
@@ -114,7 +135,8 @@ class Console:
 
     def ask(self, question: str) -> bool | None:
         """Return whether the person says yes; None if there is no terminal to ask at."""
-        if not sys.stdin.isatty():
+        # A job of cron or systemd may have no standard input.
+        if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
             return None
         self._stderr.write(f"{printable(question)} [y/N] ", ending="")
         self._stderr.flush()
@@ -134,6 +156,24 @@ class Console:
             # The bar is no part of what stays on the screen.
             self._stderr.write(f"\r{' ' * len(_bar(total, total))}\r", ending="")
             self._stderr.flush()
+
+
+def _write(stream: OutputWrapper, text: str, style: Any = None) -> None:
+    _guarded(stream, lambda: stream.write(text, style))
+
+
+def _guarded(stream: OutputWrapper, print_to: Callable[[], object]) -> None:
+    """Print. Who reads a pipe may have seen enough, as ``head`` has; what is to be done is done nevertheless."""
+    try:
+        print_to()
+    except BrokenPipeError:
+        # For Python as well, which flushes the stream at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def database_failed(error: Exception) -> str:
+    """Return what is said of an error of the database."""
+    return f"The database has failed: {str(error).strip()}\n'manage.py pcrud doctor' looks for the reason."
 
 
 def _bar(done: int, total: int) -> str:

@@ -209,7 +209,7 @@ def cleanup(context: Context) -> Iterator[Finding]:
         text = "No schedule runs the cleanup: tasks of lost workers keep their locks, and the history grows."
         yield Finding(PROBLEM, text, "Run 'manage.py pcrud_schedule_cleanup' once.")
         return
-    state = states[0]
+    state = min(states, key=lambda state: state.is_paused)
     if state.is_paused:
         yield Finding(PROBLEM, "The schedule of the cleanup is paused.", "Resume it on the Schedules page.")
     elif (due := state.missed_since) is not None:
@@ -220,11 +220,20 @@ def cleanup(context: Context) -> Iterator[Finding]:
         hint = "Run 'manage.py pcrud_cleanup_async' and see what it says."
         yield Finding(PROBLEM, "The last cleanup has failed.", hint)
     else:
-        yield Finding(OK, f"The cleanup is scheduled every {counted(state.schedule.minutes or 0, 'minute')}.")
+        yield Finding(OK, f"The cleanup is scheduled {_how_often(state.schedule)}.")
     total, missed = schedules.count()
     if missed:
         text = f"{missed} of {counted(total, 'schedule')} should have run and have not."
         yield Finding(NOTE, text, "See the Schedules page.")
+
+
+def _how_often(schedule: Any) -> str:
+    """Return how often a schedule of django-q2 runs."""
+    if schedule.schedule_type == schedule.MINUTES:
+        return f"every {counted(schedule.minutes or 1, 'minute')}"
+    if schedule.schedule_type == schedule.CRON:
+        return f"by the cron expression {schedule.cron}"
+    return str(schedule.get_schedule_type_display()).lower()
 
 
 def tasks(context: Context) -> Iterator[Finding]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from django.db import Error as DatabaseError
 from django.db.models import OuterRef, QuerySet
 
 from powercrud_dashboard.async_manager import AsyncManager
@@ -24,7 +26,7 @@ from powercrud_dashboard.management.pcrud.base import (
     operator,
 )
 from powercrud_dashboard.management.pcrud.choosing import full_name
-from powercrud_dashboard.management.pcrud.console import Column, Console, counted
+from powercrud_dashboard.management.pcrud.console import Column, Console, counted, database_failed
 from powercrud_dashboard.management.pcrud.tasks import short_name
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
@@ -174,28 +176,36 @@ class Release(Subcommand):
         self._ask(console, keys, options)
         actor, manager = operator(options).actor, AsyncManager.resolve_manager()
         entries: list[dict[str, Any]] = []
+        problem = ""
         with Interruptible(console.progress(keys, len(keys))) as remaining:
-            for pk in remaining:
-                lock = ConflictLock.objects.select_related("active_task").filter(pk=pk).first()
-                if lock is None:
-                    # Its holder has ended meanwhile, which is what was wanted.
-                    continue
-                entry = {"holder": lock.active_task.task_name, "model": lock.model_label, "id": lock.object_id}
-                try:
-                    manager.release_conflict_lock(lock, user=actor, note=options["note"])
-                    entries.append({**entry, "done": True, "result": "released"})
-                except TaskBusy as error:
-                    entries.append({**entry, "done": False, "result": str(error)})
+            try:
+                for pk in remaining:
+                    entries += self._release(pk, lambda lock: manager.release_conflict_lock(lock, actor, options["note"]))
+            except DatabaseError as error:
+                problem = f"{database_failed(error)}\n"
         done = [entry for entry in entries if entry["done"]]
         refused = [entry for entry in entries if not entry["done"]]
         console.document({"done": len(done), "refused": len(refused), "results": entries})
         for entry in refused:
             console.line(f"{entry['model']} {entry['id']}: {entry['result']}")
         console.line(f"{counted(len(done), 'lock')} released")
-        if remaining.is_interrupted:
-            raise failed("Interrupted: the other locks were not released.")
+        if problem or remaining.is_interrupted:
+            raise failed(f"{problem or 'Interrupted: '}The other locks were not released.")
         if refused:
             raise failed(f"{counted(len(refused), 'lock')} not released.")
+
+    @staticmethod
+    def _release(pk: int, release: Callable[[ConflictLock], object]) -> Iterator[dict[str, Any]]:
+        """Release a lock, and yield what has come of it; nothing if its holder has ended, which is what was wanted."""
+        lock = ConflictLock.objects.select_related("active_task").filter(pk=pk).first()
+        if lock is None:
+            return
+        entry = {"holder": lock.active_task.task_name, "model": lock.model_label, "id": lock.object_id}
+        try:
+            release(lock)
+            yield {**entry, "done": True, "result": "released"}
+        except TaskBusy as error:
+            yield {**entry, "done": False, "result": str(error)}
 
     @staticmethod
     def _ask(console: Console, keys: list[int], options: dict[str, Any]) -> None:
