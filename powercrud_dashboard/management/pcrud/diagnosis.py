@@ -204,7 +204,9 @@ def clocks(context: Context) -> Iterator[Finding]:
 
 
 def cleanup(context: Context) -> Iterator[Finding]:
-    states = [state for state in schedules.schedule_states() if state.schedule.func == CLEANUP_PATH]
+    of_cleanup = (state for state in schedules.schedule_states() if state.schedule.func == CLEANUP_PATH)
+    # Others are single runs, or used up.
+    states = [state for state in of_cleanup if state.can_pause or state.is_paused]
     if not states:
         text = "No schedule runs the cleanup: tasks of lost workers keep their locks, and the history grows."
         yield Finding(PROBLEM, text, "Run 'manage.py pcrud_schedule_cleanup' once.")

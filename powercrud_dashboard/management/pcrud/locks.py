@@ -177,10 +177,14 @@ class Release(Subcommand):
         actor, manager = operator(options).actor, AsyncManager.resolve_manager()
         entries: list[dict[str, Any]] = []
         problem = ""
+
+        def release(lock: ConflictLock) -> None:
+            manager.release_conflict_lock(lock, user=actor, note=options["note"])
+
         with Interruptible(console.progress(keys, len(keys))) as remaining:
             try:
                 for pk in remaining:
-                    entries += self._release(pk, lambda lock: manager.release_conflict_lock(lock, actor, options["note"]))
+                    entries += self._release(pk, release)
             except DatabaseError as error:
                 problem = f"{database_failed(error)}\n"
         done = [entry for entry in entries if entry["done"]]
