@@ -156,7 +156,7 @@ def _kept_since(status: str) -> datetime | None:
 
 
 def _as_message(row: FinishedTask) -> observe.Message:
-    return {name: getattr(row, name) for name in ("id", "name", "func", "args", "success")}
+    return {name: getattr(row, name) for name in ("id", "name", "func", "args", "success", "result")}
 
 
 def _ended(row: FinishedTask) -> EndedTask:

@@ -174,15 +174,26 @@ def record_queued(tasks: Iterable[PlainTask]) -> int:
     if registry.recorder_for(None) is None:
         return 0
     by_name = _prepared({_fitting(task.id): task for task in tasks}, _new_columns)
-    try:
-        with impatient_transaction():
-            known = _known(by_name)
-            new = [found for name, found in by_name.items() if name not in known]
-            _insert(new)
-    except IntegrityError:
-        # Somebody else has inserted one of them at this moment; the next look finds the others.
-        return 0
-    return len(new)
+
+    def write() -> int:
+        known = _known(by_name)
+        new = [found for name, found in by_name.items() if name not in known]
+        _insert(new)
+        return len(new)
+
+    return _insert_what_is_new(write)
+
+
+def _insert_what_is_new(write: Callable[[], int]) -> int:
+    """Call this in a transaction; again if somebody else inserts one of the records at the same moment."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with impatient_transaction():
+                return write()
+        except IntegrityError:
+            if not tries_left:
+                raise
+    raise AssertionError
 
 
 def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
@@ -263,15 +274,7 @@ def _prepared(tasks: Mapping[str, Told], columns_of: Callable[[Told], dict[str, 
 
 def _write_part(tasks: Mapping[str, EndedTask], recorder: Any, by_rows: bool) -> int:
     part = _prepared(tasks, _ended_columns)
-    for tries_left in reversed(range(TRIES)):
-        try:
-            with impatient_transaction():
-                return _write_ends(part, recorder, by_rows) if part else 0
-        except IntegrityError:
-            # Somebody else has inserted one of them at this moment.
-            if not tries_left:
-                raise
-    raise AssertionError
+    return _insert_what_is_new(lambda: _write_ends(part, recorder, by_rows) if part else 0)
 
 
 def _write_ends(part: Mapping[str, _Prepared[EndedTask]], recorder: Any, by_rows: bool) -> int:
@@ -430,10 +433,15 @@ def _line(event: str, at: datetime, message: str = "", payload: Mapping[str, Any
     return {"event": event, "timestamp": at, **who, "message": text, "payload": payload or {}}
 
 
+def tells_of_failure(func: str, result: Any) -> bool:
+    """Return whether a function has returned that it has failed, as those of django-powercrud do."""
+    return result is False and func.startswith(_POWERCRUD_TASKS)
+
+
 def _outcome(task: EndedTask) -> Event:
     """Return how a task has ended, as an event with its own facts."""
     if task.success:
-        if task.result is False and task.func.startswith(_POWERCRUD_TASKS):
+        if tells_of_failure(task.func, task.result):
             return "fail", _failure(error_text(_RETURNED_FALSE, LONG))
         return "complete", {"result": task.result}
     text = task.result if isinstance(task.result, str) else clean_text(task.result, LONG)

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from django.core.signals import setting_changed
@@ -135,6 +135,29 @@ def record_ends(runs: Iterable[Run], *, by_rows: bool = False) -> int:
     return _record_all(list(runs), write)
 
 
+def record_end_here(run: Run) -> None:
+    """Record or count a task that has ended in this process, whose caller waits for this: not for long.
+
+    Raises:
+        TaskBusy, DatabaseError: if it can't be recorded now.
+    """
+    if is_only_counted(run):
+        # No part of the caller's transaction, as others wait for their turn to count until that ends.
+        transaction.on_commit(partial(_count_here, run), using=coordination_db(), robust=True)
+        return
+
+    def write(runs: Sequence[Run]) -> int:
+        with short_wait_on_sqlite():
+            return observed.record_ended(_ended(run) for run in runs)
+
+    _record_all([run], write)
+
+
+def _count_here(run: Run) -> None:
+    with short_wait_on_sqlite():
+        count_ends([run])
+
+
 def _record_all(told: Sequence[Any], write: Callable[[Sequence[Any]], int]) -> int:
     """Write them together; if that fails for another reason than the database, one by one."""
     try:
@@ -160,7 +183,10 @@ def _is_forbidden(error: BaseException) -> bool:
 
 def is_only_counted(run: Run) -> bool:
     """Return whether the end of a task is counted in the statistics without a record."""
-    return bool(run.message["success"]) and not is_recorded(run.message)
+    message = run.message
+    if not message["success"] or is_recorded(message):
+        return False
+    return not observed.tells_of_failure(observe.path_of(message), message["result"])
 
 
 def count_ends(runs: Iterable[Run]) -> None:

@@ -45,8 +45,8 @@ COUNTED_AT_ONCE = 1_000
 #: Seconds between two looks into the queue, and how long a message waits before it is recorded.
 LOOK_INTERVAL = 2.0
 WAITS_LONG = 2.0
-#: Messages of one look. There is none while the cluster has taken more than ``FLOWING`` since the last one: what waits
-#: then runs soon, and to record it twice would take longer than to run it.
+#: Messages of one look. There is none while the cluster has taken more than ``FLOWING`` since the last one: most that
+#: waits then runs soon, and to record it twice would take longer than to run it.
 LOOKED_AT = 200
 FLOWING = 50
 #: Seconds between two looks for lost workers.
@@ -289,12 +289,8 @@ def _note_synchronous_end(sender: Any, task: dict[str, Any], **kwargs: Any) -> N
         return
     try:
         run = Run({**_failure(), **task}, started_at, socket.gethostname(), os.getpid())
-        if not plain.is_observed(task):
-            return
-        if plain.is_only_counted(run):
-            plain.count_ends([run])
-        else:
-            plain.record_ends([run])
+        if plain.is_observed(task):
+            plain.record_end_here(run)
     except Exception:
         logger.warning("The end of a task could not be observed", exc_info=True)
 
@@ -324,7 +320,11 @@ class _PusherSide:
         self._count = 0
         self._seem_lost: set[str] = set()
         self._caught_up: set[str] = set()
-        _Writer((LOOK_INTERVAL, self._look), (LOST_INTERVAL, self._find_lost))
+        self._writer = _Writer((LOOK_INTERVAL, self._look), (LOST_INTERVAL, self._find_lost))
+
+    def finish(self) -> None:
+        """Look once more, and no more."""
+        self._writer.finish()
 
     def put(self, message: dict[str, Any]) -> None:
         """Take the place of ``put`` of django-q2's queue of messages."""
@@ -341,7 +341,7 @@ class _PusherSide:
     def _look(self) -> None:
         count, self._count = self._count, 0
         if count > FLOWING:
-            self._taken.clear()
+            # The taken ones are looked at later: workers may be busy, and some brokers do not have them any more.
             return
         waiting = observe.waiting(LOOKED_AT)
         before = time.monotonic() - WAITS_LONG

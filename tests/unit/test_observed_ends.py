@@ -12,10 +12,11 @@ from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
 from powercrud_dashboard.engine import observed, statistics
-from powercrud_dashboard.engine.observed import EndedTask
+from powercrud_dashboard.engine.observed import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, search
 from tests.testapp import tasks
+from tests.workers import meanwhile
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -130,6 +131,18 @@ def test_a_failed_task_that_django_q_runs_again_gets_its_newer_end(record_of):
     statistics.count_ended()
     assert sum(row.failed for row in TaskStatistics.objects.all()) == 1
     assert sum(row.completed for row in TaskStatistics.objects.all()) == 1
+
+
+def test_queued_tasks_are_recorded_though_somebody_else_records_one_at_the_same_moment():
+    now = timezone.now()
+    queued = [PlainTask(uuid.uuid4().hex, "n", ADD, created_at=now) for _number in range(2)]
+
+    def insert() -> None:
+        TaskRecord.objects.create(task_name=queued[0].id, source="django_q", created_at=now)
+
+    with meanwhile(insert, before='INSERT INTO "powercrud_dashboard_taskrecord"'):
+        observed.record_queued(queued)
+    assert TaskRecord.objects.filter(task_name__in=[task.id for task in queued]).count() == 2
 
 
 def test_names_of_secret_arguments_are_known(record_of):

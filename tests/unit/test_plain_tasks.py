@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sqlite3
 import unittest
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.test import SimpleTestCase
 from django.urls import reverse
 from django.utils import timezone
@@ -53,7 +54,7 @@ def told(func: Any = ADD, *args: Any, **facts: Any) -> dict[str, Any]:
 
 def ended(func: Any = ADD, *args: Any, success: bool = True, **facts: Any) -> Run:
     result = {"success": success, "result": 3 if success else "no : Traceback\nValueError: no"}
-    message = told(func, *args, stopped=timezone.now(), **result, **facts)
+    message = told(func, *args, **{"stopped": timezone.now(), **result, **facts})
     return Run(message, message["stopped"] - timedelta(seconds=2), "web-1", 7)
 
 
@@ -136,6 +137,36 @@ def test_an_error_of_the_observation_never_touches_the_task(settings, caplog):
     assert Task.objects.get(id=task_id).result == 3
     assert "could not be observed" in caplog.text
     assert not TaskRecord.objects.exists()
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL has no single writer.")
+def test_a_writer_that_does_not_end_holds_up_no_synchronous_task_for_long(settings, caplog):
+    connection.ensure_connection()
+    with closing(sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        # It fails, so that django-q2 itself writes nothing.
+        with pytest.raises(ValueError, match="it broke"):
+            async_task(FAIL, sync=True)
+        other.execute("ROLLBACK")
+    assert "could not be observed" in caplog.text
+    assert not TaskRecord.objects.exists()
+
+
+def test_the_end_of_a_synchronous_task_is_counted_after_its_transaction(settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_SAMPLE": {ADD: 0.0}}
+    with transaction.atomic():
+        async_task(ADD, 1, 2, sync=True)
+        assert not TaskStatistics.objects.exists()
+    assert [row.completed for row in TaskStatistics.objects.all()] == [1]
+
+
+def test_a_task_of_powercrud_that_returns_false_is_recorded_though_its_function_is_sampled(settings, record_of):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_TRACK_SAMPLE": {"powercrud.*": 0.0}}
+    run = ended("powercrud.tasks.bulk_update_task", result=False)
+    assert not plain.is_only_counted(run)
+    assert plain.is_only_counted(ended("powercrud.tasks.bulk_update_task", result=True))
+    plain.record_ends([run])
+    assert record_of(run.message["id"]).status == "failed"
 
 
 class WithoutDatabase(SimpleTestCase):

@@ -172,6 +172,22 @@ def end_of(number: int, **facts: Any) -> Run:
     return Run({"id": number, "args": (), "kwargs": {}, "result": None, **facts})
 
 
+def test_what_a_busy_cluster_has_taken_at_once_is_recorded_as_queued(monkeypatch):
+    monkeypatch.setattr(observe, "FLOWING", 1)
+    monkeypatch.setattr(observe, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(observe, "WAITS_LONG", 0.1)
+    taken = Results()
+    pusher = observe._PusherSide(taken)
+    try:
+        for number in range(5):
+            # Its broker has none of them any more.
+            message = {"id": uuid.uuid4().hex, "name": "given", "func": ADD, "args": (number,), "kwargs": {}}
+            pusher.put({**message, "started": timezone.now(), "cluster": "pcrud-tests", "ack_id": None})
+        wait_until(lambda: TaskRecord.objects.queued().count() == 5, "all of them wait", 30)
+    finally:
+        pusher.finish()
+
+
 @contextmanager
 def connections_refused(times: int | None) -> Iterator[None]:
     """Let so many of the writing thread's connections fail; all of them, if it is None."""
