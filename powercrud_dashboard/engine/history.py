@@ -320,7 +320,10 @@ def _original(task_name: str | None) -> TaskRecord | None:
 
 
 def _keys(conflict_ids: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
-    return ((label, object_id) for label, ids in conflict_ids.items() for object_id in ids)
+    """Yield label and key of each object, in the order in which a page lists them: numbers by their value."""
+    for label, ids in conflict_ids.items():
+        for object_id in sorted(ids, key=int) if all(map(str.isdecimal, ids)) else ids:
+            yield label, object_id
 
 
 def _by_key(texts: Mapping[str, Mapping[str, str]]) -> dict[tuple[str, str], str]:

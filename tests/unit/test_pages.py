@@ -224,6 +224,12 @@ def test_objects_that_are_not_shown_are_counted(client_of, superuser, manager, r
     assert "and 100 more" in client_of(superuser).get(page_of(locked)).content.decode()
 
 
+@pytest.mark.parametrize(("keys", "shown"), [([10, 9, 100], "9 10 100"), (["b", "10", "9"], "10 9 b")])
+def test_objects_are_in_the_order_of_their_keys(boss, manager, record_of, keys, shown):
+    record = record_of(manager.launch_async_task(ADD, 1, object_ids={"no.model": keys}))
+    assert " ".join(re.findall(r">\s*no\.model (\w+)", boss.get(page_of(record)).content.decode())) == shown
+
+
 own_site = AdminSite(name="staff")
 own_site.register(TaskRecord, TaskRecordAdmin)
 urlpatterns = [path("admin/", admin.site.urls), path("staff/", own_site.urls)]
