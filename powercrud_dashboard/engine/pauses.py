@@ -6,11 +6,13 @@ import logging
 from typing import Any
 
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.engine import retry
-from powercrud_dashboard.models import Pause
+from powercrud_dashboard.models import ActiveTask, Pause, TaskRecord, WorkerProcess
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.models.pausing import PauseKind
+from powercrud_dashboard.q2.messages import queue_names
 from powercrud_dashboard.text import MESSAGE, SHORT, clean_text
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,20 @@ def pause(kind: PauseKind | str, name: str, actor: Any = None, note: str = "") -
         return False
     logger.info("The %s %s was paused by %s", PauseKind(kind).value, name, label)
     return True
+
+
+#: Said where something unknown is paused.
+UNKNOWN = _("No task of “%(name)s” is known so far. Check the spelling.")
+
+
+def is_known(kind: PauseKind | str, name: str) -> bool:
+    """Return whether there is a queue of this name, or was a task of this function."""
+    if PauseKind(kind) == PauseKind.FUNCTION:
+        records = TaskRecord.objects.filter(func=name)
+        # By an index each.
+        return records.unfinished().exists() or records.filter(finished_at__isnull=False).exists()
+    has_workers = WorkerProcess.objects.filter(cluster=name).exists()
+    return has_workers or name in queue_names() or ActiveTask.objects.filter(cluster=name).exists()
 
 
 def is_paused(kind: PauseKind | str, name: str) -> bool:

@@ -325,8 +325,8 @@ def test_the_schedule_is_made_once(settings):
     call_command("pcrud_schedule_cleanup", stdout=out)
     schedule = Schedule.objects.get()
     assert (schedule.func, schedule.minutes) == ("powercrud_dashboard.schedules.cleanup_async_artifacts", 10)
-    assert "created: every 5 minute(s)" in out.getvalue()
-    assert "updated: every 10 minute(s)" in out.getvalue()
+    assert "created: every 5 minutes." in out.getvalue()
+    assert "updated: every 10 minutes." in out.getvalue()
 
 
 def test_history_is_pruned_by_status(settings, manager, record_of):

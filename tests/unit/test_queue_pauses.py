@@ -153,6 +153,26 @@ def test_odd_input_changes_nothing(boss, data):
     assert not Pause.objects.exists()
 
 
+def test_what_is_paused_may_be_misspelt(boss, manager):
+    name = manager.launch_async_task(tasks.add, 1, cluster="slow")
+    known = {"queue": [queue.current_cluster(), "slow"], "function": [ADD]}
+    unknown = {"queue": ["slwo"], "function": ["tests.testapp.tasks.ad"]}
+    for kinds, warnings in ((known, 0), (unknown, 1)):
+        for kind, of_kind in kinds.items():
+            for one in of_kind:
+                messages = said(boss.post(f"{CLUSTER}pause/", {"kind": kind, "name": one}, follow=True))
+                assert messages[0] == f"“{one}” is paused."
+                assert [message for message in messages if "Check the spelling" in message] == messages[1:]
+                assert len(messages) == 1 + warnings
+    manager.cancel_task(name)
+    assert pauses.is_known("function", ADD)
+
+
+def test_the_command_line_tells_of_a_name_that_may_be_misspelt(capsys):
+    assert run_command("pause", "--queue", "slwo") == (0, "queue slwo: paused\n")
+    assert "No task of “slwo” is known so far. Check the spelling." in capsys.readouterr().err
+
+
 def run_command(*arguments: str) -> tuple[int, str]:
     out = StringIO()
     try:

@@ -96,6 +96,8 @@ class PauseQueueView(_QueueView):
             return
         self.note(Pause.objects.get(kind=kind, name=name), ADDITION)
         messages.success(self.request, _("“%(name)s” is paused.") % {"name": name})
+        if not pauses.is_known(kind, name):
+            messages.warning(self.request, pauses.UNKNOWN % {"name": name})
 
 
 class ResumeQueueView(_QueueView):

@@ -5,6 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.management.pcrud.console import counted
 from powercrud_dashboard.q2 import schedules
 from powercrud_dashboard.schedules import CLEANUP_NAME, CLEANUP_PATH
 
@@ -17,4 +18,4 @@ class Command(BaseCommand):
         created = schedules.ensure_schedule(CLEANUP_PATH, name=CLEANUP_NAME, seconds=seconds)
         minutes = max(1, round(seconds / 60))
         state = "created" if created else "updated"
-        self.stdout.write(f"Schedule {CLEANUP_NAME!r} {state}: every {minutes} minute(s).")
+        self.stdout.write(f"Schedule {CLEANUP_NAME!r} {state}: every {counted(minutes, 'minute')}.")

@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard.filters import MomentRangeFilter, SwitchFilter, TaskFilter
 from powercrud_dashboard.dashboard.listing import Listing
-from powercrud_dashboard.dashboard.statuses import tab_of
+from powercrud_dashboard.dashboard.statuses import TABS, WORDS, tab_of
 from powercrud_dashboard.management.pcrud.base import Operator, failed, misused
 from powercrud_dashboard.models import ActiveTask, TaskRecord
 
@@ -65,7 +65,9 @@ def _help_of(parameter: str, item: Any) -> str:
 
 def _status(text: str) -> str:
     if not (status := tab_of(text)):
-        raise argparse.ArgumentTypeError(f"invalid status: {text!r}")
+        shown = {name: word for word, name in WORDS.items()}
+        choices = ", ".join(shown.get(name, name) for name in TABS)
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {choices})")
     return status
 
 

@@ -45,7 +45,7 @@ class _Pausing(BulkSubcommand):
             raise misused("Name tasks, or a queue or function; not both.")
         is_dry = options["dry_run"]
         act = self._is_applicable if is_dry else self._of_pause
-        results = {(kind, name): act(kind, name, options) for kind, name in named.items()}
+        results = {(kind, name): act(console, kind, name, options) for kind, name in named.items()}
         done_word = self._would_be if is_dry else self.done_word
         said = {named: done_word if is_done else self.nothing_to_do for named, is_done in results.items()}
         console.document(
@@ -63,11 +63,11 @@ class _Pausing(BulkSubcommand):
                 f"Not {self.done_word}: {', '.join(name for (_kind, name), done in results.items() if not done)}"
             )
 
-    def _is_applicable(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+    def _is_applicable(self, console: Console, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         """Return whether there is something to do, without doing it."""
         return pauses.is_paused(kind, name) == self.is_for_paused
 
-    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+    def _of_pause(self, console: Console, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         raise NotImplementedError
 
 
@@ -96,7 +96,9 @@ class Pause(_Pausing):
     def said_of(self, record: TaskRecord, answer: Answer) -> str:
         return self.done_word if status_of(record.task_name) == TaskStatus.PAUSED else "asked to pause"
 
-    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+    def _of_pause(self, console: Console, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+        if not pauses.is_known(kind, name):
+            console.note(str(pauses.UNKNOWN) % {"name": name})
         return pauses.pause(kind, name, operator(options).actor, options["note"])
 
 
@@ -107,5 +109,5 @@ class Resume(_Pausing):
     nothing_to_do = "is not paused"
     is_for_paused = True
 
-    def _of_pause(self, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
+    def _of_pause(self, console: Console, kind: PauseKind, name: str, options: dict[str, Any]) -> bool:
         return pauses.resume(kind, name, operator(options).actor)
