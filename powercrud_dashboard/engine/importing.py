@@ -160,13 +160,12 @@ def _as_message(row: FinishedTask) -> observe.Message:
 
 
 def _ended(row: FinishedTask) -> EndedTask:
-    is_unknown = isinstance(row.args, finished.Unreadable) or not isinstance(row.args, list | tuple | None)
     return EndedTask(
         id=row.id,
         name=row.name,
         func=row.func,
-        args=(row.args,) if is_unknown else row.args or (),
-        kwargs=row.kwargs if isinstance(row.kwargs, dict) else {} if row.kwargs is None else {"": row.kwargs},
+        args=row.arguments,
+        kwargs=row.keywords,
         created_at=row.enqueued_at,
         group=row.group,
         cluster=observe.queue_of({"cluster": row.cluster}),

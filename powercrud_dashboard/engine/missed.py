@@ -24,7 +24,7 @@ UNWRITTEN = 30
 #: Seconds within which the others have written theirs.
 WRITTEN_WITHIN = 5
 #: Tasks that are looked for at once.
-LOOKED_FOR_AT_ONCE = 500
+LOOKED_FOR_AT_ONCE = 100
 
 
 def catch_up(known: set[str]) -> set[str]:

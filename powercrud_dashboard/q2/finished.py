@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -54,6 +54,19 @@ class FinishedTask:
     result: Any = field(repr=False)
     #: The columns that can't be read, with the reason.
     unreadable: dict[str, str]
+
+    @property
+    def arguments(self) -> Sequence[Any]:
+        """The positional arguments. Those that can't be read are one, with which nothing is run."""
+        if self.args is None:
+            return ()
+        return self.args if isinstance(self.args, list | tuple) else (self.args,)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        if self.kwargs is None:
+            return {}
+        return self.kwargs if isinstance(self.kwargs, dict) else {"": self.kwargs}
 
 
 def rows_since(moment: datetime | None) -> QuerySet[Task]:

@@ -11,7 +11,8 @@ from django_q.humanhash import humanize
 from django_q.models import OrmQ, Task
 from django_q.tasks import async_task
 
-from powercrud_dashboard.q2 import queue
+from powercrud_dashboard.q2 import finished, queue
+from powercrud_dashboard.q2.finished import FinishedTask
 from powercrud_dashboard.q2.messages import Message as QueuedMessage
 from powercrud_dashboard.q2.messages import MessageQueue, open_queue, text_of
 
@@ -180,11 +181,17 @@ def ids_ended_between(since: datetime, until: datetime) -> list[str]:
 
 
 def ended(task_ids: list[str]) -> list[Message]:
-    """Return django-q2's rows of those of these tasks that it has kept."""
-    return [_as_message(row) for row in Task.objects.filter(id__in=task_ids)]
+    """Return django-q2's rows of those of these tasks that it has kept. A value that can't be read harms no other."""
+    rows = Task.objects.filter(id__in=task_ids)
+    return [_as_message(row) for part in finished.in_parts(rows, _ROWS_AT_ONCE) for row in part]
 
 
-def _as_message(row: Task) -> Message:
-    names = ("id", "name", "func", "args", "kwargs", "group", "cluster", "hook", "started", "stopped", "result")
+#: Rows that are read at once: their results may be large.
+_ROWS_AT_ONCE = 20
+
+
+def _as_message(row: FinishedTask) -> Message:
+    names = ("id", "name", "func", "group", "cluster", "result", "success")
     values = {name: getattr(row, name) for name in names}
-    return {**values, "success": row.success, "args": () if row.args is None else row.args, "kwargs": row.kwargs or {}}
+    times = {"started": row.enqueued_at, "stopped": row.stopped_at}
+    return {**values, **times, "args": row.arguments, "kwargs": row.keywords, "hook": row.hook or None}

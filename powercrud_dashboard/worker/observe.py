@@ -45,8 +45,8 @@ COUNTED_AT_ONCE = 1_000
 #: Seconds between two looks into the queue, and how long a message waits before it is recorded.
 LOOK_INTERVAL = 2.0
 WAITS_LONG = 2.0
-#: Messages of one look. There is none while the cluster has taken more than ``FLOWING`` since the last one: most that
-#: waits then runs soon, and to record it twice would take longer than to run it.
+#: Messages of one look. There is none while the cluster has taken more than ``FLOWING`` since the last one: most of
+#: those that wait then run soon, and to record them twice would take longer than to run them.
 LOOKED_AT = 200
 FLOWING = 50
 #: Seconds between two looks for lost workers.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 from django_q.brokers import get_broker
 from django_q.models import Task
@@ -14,6 +16,7 @@ from django_q.tasks import async_task
 
 from powercrud_dashboard.engine import missed, plain
 from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import observe
 from tests.workers import silence
@@ -97,3 +100,20 @@ def test_a_lost_task_whose_end_django_q_knows_gets_that_end(record_of):
     )
     assert missed.give_up(plain.seem_lost()) == 0
     assert record_of(message["id"]).status == "success"
+
+
+def test_arguments_in_a_row_that_can_not_be_read_are_not_used_for_a_retry(record_of, manager):
+    task_id = uuid.uuid4().hex
+    WorkerProcess.objects.create(identity="1", host="web-1", pid=1, cluster="pcrud-tests")
+    silence(30, pk="1")
+    at = timezone.now() - timedelta(seconds=30)
+    facts = {"name": "given", "func": ADD, "success": False, "result": "no : Traceback", "cluster": "pcrud-tests"}
+    Task.objects.create(id=task_id, args=(1, 2), started=at, stopped=at, **facts)
+    with connection.cursor() as cursor:
+        pickled = base64.b64encode(b"cno_such_module\nGone\n.").decode()
+        cursor.execute("UPDATE django_q_task SET args = %s", [pickled])
+    missed.catch_up(set())
+    record = record_of(task_id)
+    assert record.task_args == ["<unreadable: ModuleNotFoundError: No module named 'no_such_module'>"]
+    with pytest.raises(TaskNotRetryable):
+        manager.retry_task(record.task_name)
