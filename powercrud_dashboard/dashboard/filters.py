@@ -53,6 +53,9 @@ WINDOWS = {
 }
 
 
+#: The parameter of a form that was submitted with all of its fields shown.
+UNFOLDED = "unfolded"
+
 #: The value of the ``resolution`` parameter for all failures. Without one, only open ones are listed as failed.
 ALL_FAILURES = "all"
 
@@ -165,7 +168,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         label=pgettext_lazy("of tasks", "Failures"),
         method="filter_text",
         choices=[*Resolution.choices, (ALL_FAILURES, _("All failures"))],
-        empty_label=_("open ones, where failed tasks are listed"),
+        empty_label=_("open ones under Failed"),
     )
     #: The start of a period that the Insights page shows.
     since = django_filters.IsoDateTimeFilter(label=_("Ended since"), method="filter_since", widget=forms.HiddenInput)
@@ -364,9 +367,9 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
         return [term for name, term in terms.items() if values.get(name)]
 
     @property
-    def has_detail_filters(self) -> bool:
-        """Whether a filter is active or invalid that can't be chosen elsewhere on the page."""
-        return bool(self.form.errors) or any(name not in ("q", "resolution") for name in self._active())
+    def is_unfolded(self) -> bool:
+        """Whether all fields are shown: if one is invalid, or the last change was made there."""
+        return bool(self.form.errors) or UNFOLDED in self.data
 
     @property
     def is_active(self) -> bool:
@@ -399,7 +402,7 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
 
     def without_filters(self) -> str:
         """Return the URL of the list without filters, on the same tab."""
-        return f"?{self._without(*self._labels()).urlencode()}"
+        return f"?{self._without(*self._labels(), UNFOLDED).urlencode()}"
 
     def _active(self) -> dict[str, str]:
         return {name: self.data[name] for name in self._labels() if self.data.get(name)}

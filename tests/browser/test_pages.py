@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -169,6 +171,12 @@ def test_filters_suggest_once_somebody_uses_them(page, manager):
     expect(suggestion).to_have_count(0)
     page.get_by_text("More filters").click()
     expect(suggestion).to_have_count(1)
+    # The next change needs no click.
+    page.get_by_label("Launched by me").check()
+    expect(page).to_have_url(re.compile("mine=on"))
+    expect(page.get_by_label("Completed with errors")).to_be_visible()
+    page.goto(f"{LIST}?mine=on")
+    expect(page.get_by_label("Completed with errors")).to_be_hidden()
 
 
 def test_a_task_is_cancelled_from_its_row(page, manager, record_of):

@@ -165,7 +165,14 @@ def test_active_filters_are_chips_that_can_be_taken_off(boss, three):
     assert 'href="?user=anna&amp;status=failed"' in page
     assert 'href="?q=tasks&amp;status=failed"' in page
     assert 'href="?status=failed">Remove all' in page
+    # They tell which filters are active: the tasks are not below a page of fields.
+    assert '<details id="pcrud-more-filters">' in page
+
+
+def test_the_form_stays_unfolded_for_the_next_change(boss, three):
+    page = boss.get(LIST, {"user": "anna", "unfolded": "1"}).content.decode()
     assert '<details id="pcrud-more-filters" open>' in page
+    assert 'href="?">Remove all' in page
 
 
 def test_an_empty_list_says_whether_filters_have_emptied_it(boss, three):

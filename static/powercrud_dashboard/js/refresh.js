@@ -80,10 +80,13 @@
     }
   });
 
-  // Addresses are short: a form of filters leaves out its empty fields.
+  // Addresses are short: a form of filters leaves out its empty fields. Fields that are shown stay so for the next change.
   document.addEventListener("formdata", (event) => {
     if (event.target.matches("[data-pcrud-without-empty]")) {
       [...event.formData].filter(([, value]) => value === "").forEach(([name]) => event.formData.delete(name));
+      if (event.target.querySelector("details[open]")) {
+        event.formData.set("unfolded", "1");
+      }
     }
   });
 
