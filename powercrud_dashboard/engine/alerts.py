@@ -51,6 +51,9 @@ WAITED = 0.5
 #: Characters of a host that a subject has, so that the process id is in it too.
 HOST = 200
 
+#: The share of its limit from which a number keeps an alert open, so that one that goes up and down is one alert.
+STAYS_OPEN = 0.8
+
 #: Seconds that a check of the project may take.
 CHECK_TAKES = 10
 #: Problems that one check may find.
@@ -226,12 +229,13 @@ def _resolve(alert: Alert, channels: list[str]) -> None:
 def _of_queues(rules: Rules) -> Iterator[Problem]:
     waiting, workers = waiting_by_queue(), Workers.now()
     for name, its in waiting.items():
+        seconds = its.oldest_wait.total_seconds()
         wait = rules.limits(AlertKind.OLDEST_WAIT, "queues", name)
-        if wait is not None and its.oldest_wait >= timedelta(seconds=wait["seconds"]):
-            yield Problem(AlertKind.OLDEST_WAIT, name, {"seconds": int(its.oldest_wait.total_seconds())})
+        if wait is not None and seconds >= wait["seconds"] * STAYS_OPEN:
+            yield Problem(AlertKind.OLDEST_WAIT, name, {"seconds": int(seconds)}, may_open=seconds >= wait["seconds"])
         depth = rules.limits(AlertKind.QUEUE_DEPTH, "queues", name)
-        if depth is not None and its.tasks >= depth["tasks"]:
-            yield Problem(AlertKind.QUEUE_DEPTH, name, {"tasks": its.tasks})
+        if depth is not None and its.tasks >= depth["tasks"] * STAYS_OPEN:
+            yield Problem(AlertKind.QUEUE_DEPTH, name, {"tasks": its.tasks}, may_open=its.tasks >= depth["tasks"])
     if runs_in_caller():
         return
     if rules.limits(AlertKind.NO_WORKERS) is not None:
@@ -348,9 +352,11 @@ def _too_many(
         return
     minutes = int(limits["minutes"])
     ended, failed = (sum(row.get(f"{name}_{minutes}", 0) for row in rows) for name in ("ended", "failed"))
-    if ended >= limits["at_least"] and failed >= limits["share"] * ended:
+    enough, many = limits["at_least"], limits["share"] * ended
+    if ended >= enough * STAYS_OPEN and failed >= many * STAYS_OPEN:
         figures = {"failed": failed, "ended": ended, "minutes": minutes}
-        yield Problem(AlertKind.FAILURE_RATE, subject, {**details, **figures})
+        may_open = ended >= enough and failed >= many
+        yield Problem(AlertKind.FAILURE_RATE, subject, {**details, **figures}, may_open=may_open)
 
 
 def _of_schedules(rules: Rules) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ def test_of_sampled_functions_those_that_are_only_counted_have_ended_too(setting
     assert ("failure_rate", "app.work") in open_alerts()
     texts = {text_of(alert) for alert in Alert.objects.all()}
     assert any(text.startswith("10 of 19 tasks of") for text in texts)
-    count_completed(2, func="app.work" if scope == "function" else "app.other")
+    count_completed(7, func="app.work" if scope == "function" else "app.other")
     evaluate()
     assert (("failure_rate", "app.work") in open_alerts()) == (scope == "queue")
     assert ("failure_rate", f"queue:{QUEUE}") not in open_alerts()

@@ -347,6 +347,26 @@ def test_the_depth_of_a_queue(with_alerts, waiting):
     assert text_of(one_alert()) == f"3 tasks wait in the queue {QUEUE}"
 
 
+def test_a_number_that_goes_up_and_down_at_its_limit_is_one_alert(with_alerts, waiting, manager):
+    with_alerts({"queue_depth": {"tasks": 10}, "oldest_wait": {"seconds": 1_000}})
+    waiting(9, 900)
+    evaluate()
+    assert open_alerts() == []
+    waiting(1, 1_100)
+    evaluate()
+    one_each = [("oldest_wait", QUEUE), ("queue_depth", QUEUE)]
+    assert open_alerts() == one_each
+    oldest, *others = ActiveTask.objects.order_by("queued_at").values_list("task_name", flat=True)
+    manager.cancel_task(oldest)
+    evaluate()
+    assert (open_alerts(), past_alerts()) == (one_each, [])
+    for name in others[:2]:
+        manager.cancel_task(name)
+    ActiveTask.objects.update(queued_at=timezone.now() - timedelta(seconds=700))
+    evaluate()
+    assert (open_alerts(), past_alerts()) == ([], one_each)
+
+
 def test_a_queue_may_have_limits_of_its_own(with_alerts, waiting):
     with_alerts({"oldest_wait": {"seconds": 10, "queues": {"reports": {"seconds": 60}}}})
     waiting(1, 20, cluster="reports")
@@ -382,6 +402,9 @@ def test_the_failure_rate_of_a_function(alive):
     evaluate()
     assert open_alerts() == [("failure_rate", "app.work")]
     assert text_of(one_alert()) == "5 of 10 tasks of app.work failed in the last 15 minutes"
+    ended(2, "success")
+    evaluate()
+    assert open_alerts() == [("failure_rate", "app.work")]  # five of twelve: not a fifth below the limit
     ended(1, "success")
     evaluate()
     assert open_alerts() == []
