@@ -1,12 +1,23 @@
-"""django-q2's text of a failure: the error's text, a colon, and the traceback, which ends with the error."""
+"""How django-q2 tells that a task has ended, and its text of a failure: the error's, a colon, and the traceback."""
 
 from __future__ import annotations
 
 import re
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from powercrud_dashboard.text import CUT_MARK, LONG
+from django.utils.translation import gettext_lazy as _
+
+from powercrud_dashboard.models import FailureReason
+from powercrud_dashboard.text import CUT_MARK, LONG, clean_text, error_text
+
+_RETURNED_FALSE = _("The task has returned False, by which django-powercrud's tasks say that they have failed.")
+
+#: Functions of django-powercrud that return False instead of raising an error.
+_POWERCRUD_TASKS = "powercrud.tasks."
+#: What a worker raises in a task that was cancelled.
+CANCELLED = "powercrud_dashboard.worker.observe.PlainTaskCancelled"
+_TIMEOUT = "django_q.exceptions.TimeoutException"
 
 _BETWEEN = re.compile(r" : (?=(?:  \+ Exception Group )?Traceback\b)")
 #: Places that are tried: an error's text may be such a text itself.
@@ -77,3 +88,32 @@ def _class_in(traceback: str, error: str) -> str:
     match = _ENDING.search(traceback, last_header)
     is_of_error = match is not None and (match[2].startswith(f"{error}. ") or error.startswith(f"{match[2]} ("))
     return match[1] if match is not None and is_of_error else ""
+
+
+# What is told of an ended task
+
+
+def tells_of_failure(func: str, result: Any) -> bool:
+    """Return whether a function has returned that it has failed, as those of django-powercrud do."""
+    return result is False and func.startswith(_POWERCRUD_TASKS)
+
+
+def outcome(func: str, success: bool, result: Any) -> tuple[str, dict[str, Any]]:
+    """Return how a task has ended, as a lifecycle event with its own facts."""
+    if success:
+        if tells_of_failure(func, result):
+            return "fail", _failure(error_text(_RETURNED_FALSE, LONG))
+        return "complete", {"result": result}
+    text = result if isinstance(result, str) else clean_text(result, LONG)
+    error, kind, traceback = FailureText.of(text)
+    if kind == CANCELLED:
+        return "cancel", {}
+    reason = FailureReason.TIMEOUT if kind == _TIMEOUT else FailureReason.ERROR
+    return "fail", _failure(error, exception_class=kind, traceback=traceback, reason=reason)
+
+
+def _failure(
+    error: str, *, exception_class: str = "", traceback: str = "", reason: FailureReason = FailureReason.ERROR
+) -> dict[str, Any]:
+    facts = {"exception_class": exception_class, "traceback": traceback, "reason": reason.value}
+    return {"error": error, "result": error, **facts}

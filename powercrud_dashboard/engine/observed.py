@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.engine import history, registry, release, statistics
 from powercrud_dashboard.engine.arguments import NAME_LENGTH
-from powercrud_dashboard.engine.failure_texts import FailureText
+from powercrud_dashboard.engine.failure_texts import outcome
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import UnimportableCallable
@@ -24,7 +24,7 @@ from powercrud_dashboard.models import FailureReason, Resolution, Source, TaskEv
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.database import impatient_transaction, in_chunks, short_wait_on_sqlite
 from powercrud_dashboard.models.prepared import PreparedInsert
-from powercrud_dashboard.text import LONG, MESSAGE, SHORT, KeptText, clean_text, error_text, storable
+from powercrud_dashboard.text import MESSAGE, SHORT, KeptText, clean_text, error_text, storable
 
 #: A lifecycle event and its payload.
 Event = tuple[str, dict[str, Any]]
@@ -37,13 +37,6 @@ PAYLOAD_AT_MOST = 10_000_000
 TRIES = 3
 
 _OBSERVED = KeptText(_("Observed in django-q2 as %(name)s"))
-_RETURNED_FALSE = _("The task has returned False, by which django-powercrud's tasks say that they have failed.")
-
-#: Functions of django-powercrud that return False instead of raising an error.
-_POWERCRUD_TASKS = "powercrud.tasks."
-#: What a worker raises in a task that was cancelled.
-CANCELLED = "powercrud_dashboard.worker.observe.PlainTaskCancelled"
-_TIMEOUT = "django_q.exceptions.TimeoutException"
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,8 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     attempt = 1
     if record is None:
         _insert(_prepared({name: task}, _new_columns).values())
-    elif record.source != Source.DJANGO_Q:
+    elif record.source != Source.DJANGO_Q or record.status == TaskStatus.SUCCESS:
+        # Of a further run of a task that has succeeded, its end tells.
         return
     elif _is_earlier(record.started_at, started_at):
         attempt += record.attempts
@@ -323,7 +317,23 @@ def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
             events.insert(0, ("start", _start_of(replace(task, attempts=attempts), started_at)))
         recorder.record_lifecycle_events(record.task_name, events)
         return True
+    if is_later and record.status == TaskStatus.SUCCESS:
+        return _write_further_run(record, task)
     return _write_later_end(record, task)
+
+
+def _write_further_run(record: TaskRecord, task: EndedTask) -> bool:
+    """Write that a task which has succeeded was run once more, as its broker has delivered it again.
+
+    The record keeps its end, as django-q2's row does.
+    """
+    lines = _lines(replace(task, attempts=record.attempts + 1))[1:]
+    event, at = lines[-1]["event"], lines[-1]["timestamp"]
+    if TaskEvent.objects.filter(record=record, event=event, timestamp=at).exists():
+        return False
+    TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + 1)
+    TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
+    return True
 
 
 def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
@@ -391,7 +401,7 @@ def _place_of(task: EndedTask) -> dict[str, Any]:
 
 def _change_of(task: EndedTask) -> RecordChange:
     times: dict[str, Any] = {"at": task.stopped_at, "started_at": task.started_at}
-    event, facts = _outcome(task)
+    event, facts = outcome(task.func, task.success, task.result)
     if event == "complete":
         return RecordChange.succeeded(**times, result=to_json(facts["result"]))
     if event == "cancel":
@@ -401,7 +411,7 @@ def _change_of(task: EndedTask) -> RecordChange:
 
 
 def _end_of(task: EndedTask, started_at: datetime | None) -> Event:
-    event, facts = _outcome(task)
+    event, facts = outcome(task.func, task.success, task.result)
     return event, {"started_at": started_at, "timestamp": task.stopped_at, **facts}
 
 
@@ -416,7 +426,7 @@ def _lines(task: PlainTask) -> list[dict[str, Any]]:
         return lines
     if task.started_at is not None:
         lines.append(_line("start", task.started_at, payload=_start_details(task)))
-    event, facts = _outcome(task)
+    event, facts = outcome(task.func, task.success, task.result)
     details: dict[str, Any] = {name: facts[name] for name in ("exception_class", "reason") if name in facts}
     return [*lines, _line(event, task.stopped_at, facts.get("error", ""), payload=details)]
 
@@ -431,32 +441,6 @@ def _line(event: str, at: datetime, message: str = "", payload: Mapping[str, Any
     text = error_text(message, MESSAGE) if message else ""
     who = {"actor": None, "actor_label": ""}
     return {"event": event, "timestamp": at, **who, "message": text, "payload": payload or {}}
-
-
-def tells_of_failure(func: str, result: Any) -> bool:
-    """Return whether a function has returned that it has failed, as those of django-powercrud do."""
-    return result is False and func.startswith(_POWERCRUD_TASKS)
-
-
-def _outcome(task: EndedTask) -> Event:
-    """Return how a task has ended, as an event with its own facts."""
-    if task.success:
-        if tells_of_failure(task.func, task.result):
-            return "fail", _failure(error_text(_RETURNED_FALSE, LONG))
-        return "complete", {"result": task.result}
-    text = task.result if isinstance(task.result, str) else clean_text(task.result, LONG)
-    error, kind, traceback = FailureText.of(text)
-    if kind == CANCELLED:
-        return "cancel", {}
-    reason = FailureReason.TIMEOUT if kind == _TIMEOUT else FailureReason.ERROR
-    return "fail", _failure(error, exception_class=kind, traceback=traceback, reason=reason)
-
-
-def _failure(
-    error: str, *, exception_class: str = "", traceback: str = "", reason: FailureReason = FailureReason.ERROR
-) -> dict[str, Any]:
-    facts = {"exception_class": exception_class, "traceback": traceback, "reason": reason.value}
-    return {"error": error, "result": error, **facts}
 
 
 def _signed(task: PlainTask) -> str:

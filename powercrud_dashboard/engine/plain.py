@@ -28,7 +28,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
-from powercrud_dashboard.engine.failure_texts import shortened
+from powercrud_dashboard.engine.failure_texts import shortened, tells_of_failure
 from powercrud_dashboard.engine.observed import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
@@ -186,7 +186,7 @@ def is_only_counted(run: Run) -> bool:
     message = run.message
     if not message["success"] or is_recorded(message):
         return False
-    return not observed.tells_of_failure(observe.path_of(message), message["result"])
+    return not tells_of_failure(observe.path_of(message), message["result"])
 
 
 def count_ends(runs: Iterable[Run]) -> None:
@@ -344,12 +344,15 @@ def launch_again(spec: TaskSpec, original: str, user: Any, *, within: Within) ->
 
     Raises:
         UnimportableCallable: if a worker could not import its function.
-        TaskNotRetryable: if its broker has delivered the original again.
+        TaskNotRetryable: if its broker has delivered the original again, or its group is a schedule under a lock.
         EnqueueError: if the broker does not take the task. With a broker in another database or server it is raised
             at commit, and the record stays as failed.
         TaskBusy: if another session keeps the record locked in the database, and does not finish.
     """
     _path, function = resolve_function(spec.func)
+    if spec.group in app_settings.DASHBOARD_SCHEDULE_LOCKS:
+        # Its message would be replaced by a call that launches another task.
+        raise TaskNotRetryable(original, _("its schedule is under a lock. Run the schedule."))
     place = {"group": spec.group, "cluster": spec.cluster}
     task_id, send = observe.prepare(
         spec.func, spec.args, spec.kwargs, name=spec.label, options=dict(spec.options), **place

@@ -18,11 +18,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any
 
 from django.db import connections
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 from django_q.exceptions import TimeoutException
 from django_q.signals import post_execute_in_worker, pre_execute
 
@@ -30,6 +32,7 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.engine import missed, plain, processes
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.q2 import observe
+from powercrud_dashboard.text import LONG, SHORT, KeptText, error_summary, error_text
 from powercrud_dashboard.worker import messages
 from powercrud_dashboard.worker.unwritten import Unwritten
 
@@ -123,6 +126,38 @@ class PlainTaskCancelled(TimeoutException):  # type: ignore[misc]  # django-q2 h
     """
 
 
+_NOT_PASSED_ON = KeptText(
+    _(
+        "The function has returned, but its result can't be sent to django-q2's monitor process (%(error)s). django-q2 "
+        "has no result of the task, and a broker with receipts delivers it again. Return plain values."
+    )
+)
+
+
+class ResultNotPassedOn(Exception):
+    """Stands for the failure of a task whose result django-q2 loses."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(_NOT_PASSED_ON(error=error_summary(error, SHORT)))
+
+
+#: Results of these types can be sent for certain.
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def _as_passed_on(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the message as django-q2's monitor gets it: as that of a failed task if its result can't be pickled."""
+    if not message["success"] or type(message["result"]) in _PLAIN:
+        return message
+    try:
+        ForkingPickler.dumps(message["result"])
+    except (Exception, SystemExit) as error:
+        text = error_text(failure := ResultNotPassedOn(error), LONG)
+        where = f"{type(failure).__module__}.{type(failure).__qualname__}"
+        return {**message, "success": False, "result": f"{text} : {traceback.format_exc()}\n{where}: {text}\n"}
+    return message
+
+
 class _Running:
     """The task that this worker runs, if it is one of plain django-q2."""
 
@@ -166,7 +201,8 @@ class _WorkerSide:
 
     def _note(self, running: _Running) -> None:
         # A copy, as the message no longer has its time limit.
-        run = Run({**running.message, "timeout": running.timeout}, running.started_at, self._host, os.getpid())
+        message = {**_as_passed_on(running.message), "timeout": running.timeout}
+        run = Run(message, running.started_at, self._host, os.getpid())
         if plain.is_only_counted(run):
             self._only_counted.add(plain.without_values(run))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import uuid
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,6 +132,18 @@ def test_a_failed_task_that_django_q_runs_again_gets_its_newer_end(record_of):
     statistics.count_ended()
     assert sum(row.failed for row in TaskStatistics.objects.all()) == 1
     assert sum(row.completed for row in TaskStatistics.objects.all()) == 1
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_further_run_of_a_task_that_has_succeeded_is_in_its_timeline(record_of, success):
+    task = ended()
+    again = (ended if success else partial(failed, ValueError("late")))(id=task.id, started_at=task.stopped_at)
+    assert observed.record_ended([task, again]) == 2
+    # Both can be told again.
+    assert observed.record_ended([again, task]) == 0
+    record = record_of(task.id)
+    assert (record.status, record.attempts, record.finished_at) == ("success", 2, task.stopped_at)
+    assert lines_of(task) == ["create", "start", "complete", "start", "complete" if success else "fail"]
 
 
 def test_queued_tasks_are_recorded_though_somebody_else_records_one_at_the_same_moment():

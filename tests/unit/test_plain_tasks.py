@@ -249,6 +249,14 @@ def test_a_task_whose_function_is_gone_is_not_retried(manager, record_of):
     assert TaskRecord.objects.count() == 1
 
 
+def test_a_task_of_a_schedule_under_a_lock_is_not_retried_without_it(manager, failure, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_SCHEDULE_LOCKS": {"night": True}}
+    with pytest.raises(TaskNotRetryable, match="Run the schedule"):
+        manager.retry_task(failure.task_name)
+    assert not OrmQ.objects.exists()
+    assert TaskRecord.objects.get().resolution == "open"
+
+
 def test_a_plain_task_is_not_paused(manager):
     record = waiting_task()
     assert not manager.pause_task(record.task_name)

@@ -19,7 +19,7 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 
-from powercrud_dashboard.engine import observed
+from powercrud_dashboard.engine import failure_texts
 from powercrud_dashboard.engine import plain as plain_tasks
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskRecord
 from powercrud_dashboard.q2 import messages, observe
@@ -333,7 +333,7 @@ def test_a_cancelled_plain_task_that_its_worker_has_stopped_stays_so(boss, plain
     task = message().content
     plain_tasks.record_queued([task])
     act(boss, "delete")
-    stopped = f"x : Traceback\n{observed.CANCELLED}: x"
+    stopped = f"x : Traceback\n{failure_texts.CANCELLED}: x"
     run = plain_tasks.Run({**task, "success": False, "result": stopped, "stopped": timezone.now()})
     events = TaskEvent.objects.count()
     assert plain_tasks.record_ends([run]) == 0

@@ -112,6 +112,16 @@ def test_a_task_that_is_delivered_again_before_its_end_is_written_has_two_attemp
     assert (record.status, record.attempts) == ("success", 2)
 
 
+def test_a_result_that_django_q_loses_is_no_success(results, record_of):
+    name = run(results, result=[threading.Lock()])
+    assert observe.finish()
+    record = record_of(name)
+    assert (record.status, record.resolution) == ("failed", "open")
+    assert record.exception_class == "powercrud_dashboard.worker.observe.ResultNotPassedOn"
+    assert "cannot pickle" in record.error
+    assert "ForkingPickler" in record.traceback
+
+
 def test_a_task_with_the_name_of_a_managers_task_is_recorded(results, manager, record_of):
     manager.launch_async_task(ADD, 1, 2, task_key="nightly")
     name = run(results, name="nightly")
