@@ -256,6 +256,7 @@ def test_the_change_form_names_who_holds_the_object_and_the_tasks_that_touched_i
     panel = page[page.index("pcrud-object-tasks") :]
     assert panel.index("Earlier") < panel.index("Nightly rebuild")
     assert "Done" in panel
+    assert "</time>, by boss" in panel
     assert f"{TASKS}?model=testapp.project&amp;object_id={projects[0].pk}" in panel
     other = boss.get(change_page(projects[1])).content.decode()
     assert "has locked this object." not in other
