@@ -71,6 +71,7 @@ class LiveTask:
         return (
             *(self.waits, self.waits_for_retry, self.is_missing, self.is_being_cancelled, self.is_pausing),
             *(self.has_released_locks, self.max_retries, self.active.retries, worker and (worker.host, worker.pid)),
+            bool(self.active.held_by),
             *(self.progress, self.lock_count, self.position == 1, self.usual, self.unserved_queue, *self.passing_texts),
         )
 

@@ -135,6 +135,28 @@ def test_the_cluster_page_pauses_and_resumes(boss, superuser, manager):
     assert [entry.user for entry in LogEntry.objects.all()] == [superuser] * 2
 
 
+def test_a_task_that_is_held_back_says_why(boss, manager, paused):
+    manager.launch_async_task(tasks.add, 1)
+    assert "Held back" not in boss.get(TASKS).content.decode()
+    run_queue()
+    assert "Held back: its queue or function is paused" in boss.get(TASKS).content.decode()
+    assert "Held back: its queue or function is paused" in boss.get(f"{TASKS}{last().pk}/change/").content.decode()
+
+
+def test_the_page_of_a_function_pauses_and_resumes_it(boss, client_of, make_user):
+    page = f"{TASKS}function/?func={ADD}"
+    form = {"kind": "function", "name": ADD, "next": page}
+    assert "Pause this function" in boss.get(page).content.decode()
+    answer = boss.post(f"{CLUSTER}pause/", {**form, "note": "until noon"}, follow=True)
+    assert answer.request["PATH_INFO"] == f"{TASKS}function/"
+    shown = answer.content.decode()
+    assert f"The function {ADD} is paused on all queues." in shown
+    assert "<q>until noon</q>" in shown
+    assert "Pause this function" not in shown
+    assert f'name="next" value="{page}"' in shown
+    assert "Pause this function" not in client_of(make_user("ann", "view_taskrecord")).get(page).content.decode()
+
+
 def test_that_needs_a_permission(make_user, client_of):
     pauses.pause("function", ADD)
     for permissions, allowed in ((["view_taskrecord"], False), (["view_taskrecord", "pause_queue"], True)):

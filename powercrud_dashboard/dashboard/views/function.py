@@ -12,6 +12,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from powercrud_dashboard.dashboard import access
 from powercrud_dashboard.dashboard.charts import Chart, Mark, Point, Scale, Series
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES
 from powercrud_dashboard.dashboard.formatting import Moment, local, precise_duration
@@ -82,7 +83,9 @@ class FunctionView(RefreshingPageView):
                 status=TaskStatus.FAILED,
                 resolution=ALL_FAILURES,
             ),
+            pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",
             version=version,
+            **self.pauses(queue=None, func=self.func),
             **kwargs,
         )
 
