@@ -502,9 +502,10 @@ def test_the_exit_code_of_wrong_arguments_is_2_also_in_python(arguments):
 
 
 def test_a_wrong_status_is_refused_with_those_that_there_are():
-    assert "choose from queued, running, waiting, paused, failed, completed, cancelled" in run(
-        "tasks", "--status", "bogus"
-    )[2]
+    assert (
+        "choose from queued, running, waiting, paused, failed, completed, cancelled"
+        in run("tasks", "--status", "bogus")[2]
+    )
 
 
 def test_an_error_is_in_the_document(manager):
