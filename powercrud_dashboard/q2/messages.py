@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -129,8 +129,19 @@ class MessageQueue(ABC):
         """Return the messages from this position up to that one."""
 
     @abstractmethod
+    def first(self, count: int, known: Collection[str]) -> tuple[set[str], dict[str, Message]]:
+        """Look at the first so many messages.
+
+        Return what identifies each of them, and by that those that are not among the ``known``.
+        """
+
+    @abstractmethod
     def find(self, key: str) -> Message | None:
         """Return the message with this key, if it is still in the queue."""
+
+    @abstractmethod
+    def task_ids(self, at_most: int) -> set[str] | None:
+        """Return django-q2's ids of the tasks of all messages; None if there are more, or one can't be read."""
 
     @abstractmethod
     def of_task(self, task_name: str, receipt: str) -> Message | None:
@@ -161,6 +172,11 @@ class _OrmQueue(MessageQueue):
         free_until = self._free_until()
         return [_of_row(row, free_until) for row in self._rows.order_by("pk")[start:stop]]
 
+    def first(self, count: int, known: Collection[str]) -> tuple[set[str], dict[str, Message]]:
+        pks = list(self._rows.order_by("pk").values_list("pk", flat=True)[:count])
+        unknown = self._rows.filter(pk__in=[pk for pk in pks if str(pk) not in known]).order_by("pk")
+        return set(map(str, pks)), {str(row.pk): _of_row(row, self._free_until()) for row in unknown}
+
     def find(self, key: str) -> Message | None:
         pk, __, digest = key.partition(".")
         try:
@@ -172,6 +188,11 @@ class _OrmQueue(MessageQueue):
             moved = self._rows.filter(pk__lt=0).order_by("pk")
             row = next((row for row in moved[:LISTED_AT_MOST] if _digest(row.payload) == digest), None)
         return None if row is None else _of_row(row, self._free_until())
+
+    def task_ids(self, at_most: int) -> set[str] | None:
+        # In one query, as messages come and go, and not all in memory.
+        payloads = self._rows.values_list("payload", flat=True)[: at_most + 1]
+        return _ids_of((Message("", payload) for payload in payloads.iterator(chunk_size=100)), at_most)
 
     def of_task(self, task_name: str, receipt: str) -> Message | None:
         row = self._rows.filter(pk=receipt).first() if receipt else None
@@ -231,6 +252,15 @@ class _OrmQueue(MessageQueue):
         return message.receipt
 
 
+def _ids_of(messages: Iterator[Message], at_most: int) -> set[str] | None:
+    ids: set[str] = set()
+    for number, message in enumerate(messages):
+        if number == at_most or message.problem:
+            return None
+        ids.add(message.task_id)
+    return ids
+
+
 def _of_row(row: OrmQ, free_until: datetime) -> Message:
     is_taken = row.lock is not None and row.lock > free_until
     return Message(f"{row.pk}.{_digest(row.payload)}", row.payload, str(row.pk), is_taken)
@@ -248,8 +278,15 @@ class _RedisQueue(MessageQueue):
         found = self._broker.connection.lrange(self._broker.list_key, start, stop - 1)
         return [Message(_digest(payload), payload) for payload in found]
 
+    def first(self, count: int, known: Collection[str]) -> tuple[set[str], dict[str, Message]]:
+        found = {message.key: message for message in self.slice(0, count)}
+        return set(found), {key: message for key, message in found.items() if key not in known}
+
     def find(self, key: str) -> Message | None:
         return next((message for message in self._all() if message.key == key), None)
+
+    def task_ids(self, at_most: int) -> set[str] | None:
+        return _ids_of(iter(self.slice(0, at_most + 1)), at_most)
 
     def of_task(self, task_name: str, receipt: str) -> Message | None:
         return next((message for message in self._all() if message.name == task_name), None)

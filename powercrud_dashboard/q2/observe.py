@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -73,10 +74,16 @@ def options_of(message: Message) -> dict[str, Any]:
 
 def waiting(at_most: int) -> list[Message]:
     """Return the oldest messages of this cluster's queue, those included that it has taken from an ORM broker."""
+    return list(look(at_most, ())[1].values())
+
+
+def look(at_most: int, known: Collection[str]) -> tuple[set[str], dict[str, Message]]:
+    """Look at these messages. Return what identifies them, and by that those that are not known and can be read."""
     name = queue.current_cluster()
-    found = open_queue(name)
-    messages = [] if found is None else found.slice(0, at_most)
-    return [{**message.content, "cluster": name} for message in messages if message.content]
+    if (found := open_queue(name)) is None:
+        return set(), {}
+    keys, messages = found.first(at_most, known)
+    return keys, {key: {**message.content, "cluster": name} for key, message in messages.items() if message.content}
 
 
 #: Messages that are read at once.
@@ -166,12 +173,10 @@ def gone_from(cluster: str, task_ids: list[str]) -> set[str]:
     """
     if queue.broker_database() is None:
         return queue.missing_from(cluster, task_ids) or set()
-    # Its broker keeps a message until its task has ended. All in one query, as messages come and go.
+    # Its broker keeps a message until its task has ended.
     found = open_queue(cluster or queue.main_cluster())
-    messages = [] if found is None else found.slice(0, queue.LISTED_AT_MOST + 1)
-    if found is None or len(messages) > queue.LISTED_AT_MOST or any(message.problem for message in messages):
-        return set()
-    return set(task_ids) - {message.task_id for message in messages}
+    queued = None if found is None else found.task_ids(queue.LISTED_AT_MOST)
+    return set() if queued is None else set(task_ids) - queued
 
 
 def ids_ended_between(since: datetime, until: datetime) -> list[str]:

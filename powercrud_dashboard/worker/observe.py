@@ -354,6 +354,8 @@ class _PusherSide:
         #: Messages that were taken since the last look, with the time.
         self._taken: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LOOKED_AT)
         self._count = 0
+        #: Those of the messages in the queue that are recorded as far as they are to be, or can't be read.
+        self._looked_at: set[str] = set()
         self._seem_lost: set[str] = set()
         self._caught_up: set[str] = set()
         self._writer = _Writer((LOOK_INTERVAL, self._look), (LOST_INTERVAL, self._find_lost))
@@ -379,15 +381,15 @@ class _PusherSide:
         if count > FLOWING:
             # The taken ones are looked at later: workers may be busy, and some brokers do not have them any more.
             return
-        waiting = observe.waiting(LOOKED_AT)
+        keys, waiting = observe.look(LOOKED_AT, self._looked_at)
         before = time.monotonic() - WAITS_LONG
-        taken = [entry for entry in self._taken.copy() if entry[0] <= before]
-        waiting += [message for _time, message in taken]
+        taken = [message for at, message in self._taken.copy() if at <= before]
         now = timezone.now()
-        old = [message for message in waiting if (now - message["started"]).total_seconds() >= WAITS_LONG]
-        if recorded := [message for message in old if plain.is_recorded(message)]:
+        old = {key: it for key, it in waiting.items() if (now - it["started"]).total_seconds() >= WAITS_LONG}
+        if recorded := [message for message in (*old.values(), *taken) if plain.is_recorded(message)]:
             plain.record_queued(recorded)
         # Only now, as what could not be written is written by the next look.
+        self._looked_at = (keys - waiting.keys()) | old.keys()
         while self._taken and self._taken[0][0] <= before:
             self._taken.popleft()
         connections.close_all()

@@ -18,7 +18,8 @@ from powercrud_dashboard.engine import missed, plain
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord, WorkerProcess
-from powercrud_dashboard.q2 import observe
+from powercrud_dashboard.q2 import observe, queue
+from tests.conftest import REDIS
 from tests.workers import silence
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -67,6 +68,28 @@ def test_a_queued_task_whose_message_is_there_waits_on(record_of):
     TaskRecord.objects.update(created_at=timezone.now() - timedelta(hours=1))
     assert missed.settle_queued() == 0
     assert record_of(record.task_name).status == "pending"
+
+
+def test_a_message_that_is_known_is_not_read_again():
+    first = async_task(ADD, 1)
+    known, messages = observe.look(10, ())
+    assert [message["id"] for message in messages.values()] == [first]
+    second = async_task(ADD, 2)
+    keys, messages = observe.look(10, known)
+    assert [message["id"] for message in messages.values()] == [second]
+    assert keys == known | messages.keys()
+
+
+@pytest.mark.skipif(REDIS, reason="there other queries tell it")
+def test_where_a_message_can_not_be_read_or_there_are_too_many_nothing_is_known_to_be_gone(monkeypatch):
+    async_task(ADD, 1)
+    assert observe.gone_from("", ["1"]) == {"1"}
+    monkeypatch.setattr(queue, "LISTED_AT_MOST", 1)
+    async_task(ADD, 2)
+    assert observe.gone_from("", ["1"]) == set()
+    monkeypatch.undo()
+    get_broker().enqueue("no message")
+    assert observe.gone_from("", ["1"]) == set()
 
 
 def test_a_busy_cluster_finds_what_a_killed_worker_has_not_written(record_of):
