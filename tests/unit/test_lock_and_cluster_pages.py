@@ -49,6 +49,20 @@ def test_every_lock_is_shown_with_its_object_and_holder(boss, held):
     assert "when the task ends" in page
 
 
+def test_a_lock_is_released_by_the_name_that_the_list_shows(client_of, make_user, boss, manager, make_projects):
+    (project,) = make_projects(1)
+    chosen = {"conflict_ids": {"testapp.Project": [project.pk]}, "affected_objects": [project]}
+    manager.launch_async_task(tasks.add, 1, label="Holder", **chosen)
+    question = boss.get(release_page()).content.decode()
+    assert f"{project} is locked by “<a " in question
+    assert ">Holder</a>”." in question
+    # Who may not see the task gets no link to it.
+    other = client_of(make_user("releaser", "view_conflictlock", "release_conflictlock"))
+    assert f"{project} is locked by “Holder”." in other.get(release_page()).content.decode()
+    answer = boss.post(release_page(), follow=True).content.decode()
+    assert f"The lock on {project} was released." in answer
+
+
 def test_reservations_are_shown_with_their_expiry(boss, manager):
     manager.add_conflict_ids("my-reservation", {"no.such_model": {"a"}})
     page = boss.get(LOCKS).content.decode()
@@ -107,7 +121,7 @@ def test_locks_can_be_sorted(boss, held, sort):
 
 def test_releasing_asks_first_and_says_what_it_means(boss, held):
     page = boss.get(release_page()).content.decode()
-    assert "locked by “Holder”" in page
+    assert f'locked by “<a href="{BASE}{held.pk}/change/">Holder</a>”' in page
     assert "This task is queued" in page
     claimed_elsewhere(held.task_name, host="x", pid=1)
     assert "This task is running" in boss.get(release_page()).content.decode()

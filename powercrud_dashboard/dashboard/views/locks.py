@@ -8,6 +8,7 @@ from django.contrib import messages
 from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.functional import cached_property
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.views.generic.base import TemplateResponseMixin
 
@@ -22,6 +23,7 @@ from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import Now
+from powercrud_dashboard.text import translated
 
 #: Locked objects that a row names at once, and those that it unfolds.
 NAMED_OBJECTS = 3
@@ -152,11 +154,18 @@ class ReleaseLockView(TemplateResponseMixin, DashboardView):
         if lock is None:
             return self._lock_not_found()
         return self.render_to_response(
-            self.get_context_data(title=_("Release this lock?"), lock=lock, locks_url=self.url("locks"))
+            self.get_context_data(
+                title=_("Release this lock?"),
+                lock=lock,
+                object_name=self._name_of(lock),
+                holder=self._holder_of(lock),
+                locks_url=self.url("locks"),
+            )
         )
 
     def post(self, request: HttpRequest, pk: int) -> HttpResponse:
         lock = self._lock(pk)
+        name = self._name_of(lock) if lock else ""
         manager = AsyncManager.resolve_manager()
         try:
             if lock is None or not manager.release_conflict_lock(lock, user=request.user):
@@ -164,8 +173,22 @@ class ReleaseLockView(TemplateResponseMixin, DashboardView):
         except TaskBusy as error:
             messages.error(request, str(error))
             return HttpResponseRedirect(self.url("locks"))
-        messages.success(request, _("The lock on %(object)s was released.") % {"object": lock})
+        messages.success(request, _("The lock on %(object)s was released.") % {"object": name})
         return HttpResponseRedirect(self.url("locks"))
+
+    @staticmethod
+    def _name_of(lock: ConflictLock) -> str:
+        """Return the object's name as the list of locks shows it."""
+        key = (lock.active_task.task_name, lock.model_label, lock.object_id)
+        text = texts_of([lock], [lock.active_task.task_name]).get(key) or str(lock)
+        return customized.object_text(lock.model_label, lock.object_id, text)
+
+    def _holder_of(self, lock: ConflictLock) -> str:
+        """Return the holder's name, with a link to its page for who may see it."""
+        name = translated(str(lock.active_task))
+        visible = TaskRecord.objects.visible_to(self.request.user).filter(task_name=lock.active_task.task_name)
+        pk = visible.values_list("pk", flat=True).first()
+        return name if pk is None else format_html('<a href="{}">{}</a>', self.url("change", pk), name)
 
     def _lock_not_found(self) -> HttpResponse:
         messages.info(self.request, _("The lock was already released."))
