@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from powercrud_dashboard.models import ActiveTask, Source, TaskStatus
 
@@ -30,7 +31,7 @@ SCHEDULED = ShownStatus("scheduled", _("Scheduled"))
 #: A completed task that went on past objects that failed.
 WITH_ERRORS = ShownStatus("errors", _("Completed with errors"))
 #: A run that its schedule has left out.
-SKIPPED = ShownStatus("skipped", _("Skipped"))
+SKIPPED = ShownStatus("skipped", pgettext_lazy("of a task", "Skipped"))
 
 #: The statuses of records, by their values.
 BY_VALUE = {str(status): ShownStatus(str(status), status.label) for status in TaskStatus}

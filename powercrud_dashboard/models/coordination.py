@@ -10,6 +10,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.models.database import Now, PrimaryManager
@@ -28,7 +29,7 @@ CLOCK_TOLERANCE = timedelta(seconds=60)
 
 class ActiveTaskState(models.TextChoices):
     RESERVED = "reserved", _("Reserved")
-    PENDING = "pending", _("Queued")
+    PENDING = "pending", pgettext_lazy("of a task", "Queued")
     IN_PROGRESS = "in_progress", _("Running")
     PAUSED = "paused", _("Paused")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from powercrud_dashboard.models.database import PrimaryManager
 from powercrud_dashboard.models.fields import CharField, TextField
@@ -25,7 +26,7 @@ TRACEBACK = 10_000
 class Outcome(models.TextChoices):
     DONE = "done", _("Done")
     FAILED = "failed", _("Failed")
-    SKIPPED = "skipped", _("Skipped")
+    SKIPPED = "skipped", pgettext_lazy("of an object", "Skipped")
     NOT_REACHED = "not_reached", _("Not reached")
 
 

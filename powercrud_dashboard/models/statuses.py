@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 
 class TaskStatus(models.TextChoices):
-    PENDING = "pending", _("Queued")
+    PENDING = "pending", pgettext_lazy("of a task", "Queued")
     IN_PROGRESS = "in_progress", _("Running")
     PAUSED = "paused", _("Paused")
     SUCCESS = "success", _("Completed")

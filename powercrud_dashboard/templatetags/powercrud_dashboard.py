@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
-from django.utils.translation import gettext, gettext_lazy
+from django.utils.translation import gettext, gettext_lazy, pgettext_lazy
 from django_htmx.middleware import HtmxDetails
 
 from powercrud_dashboard.dashboard import access, customized, formatting
@@ -53,7 +53,7 @@ SHOWN_ALERTS = 3
 ALERT_INTERVAL = 30
 
 EVENT_LABELS = {
-    "create": gettext_lazy("Queued"),
+    "create": pgettext_lazy("of a task", "Queued"),
     "start": gettext_lazy("Started"),
     "progress": gettext_lazy("Progress"),
     "log": gettext_lazy("Log"),
@@ -102,7 +102,7 @@ class PanelLine:
 
 LINES = (
     (gettext_lazy("Running"), TaskStatus.IN_PROGRESS, f"status={TaskStatus.IN_PROGRESS}"),
-    (gettext_lazy("Queued"), TaskStatus.PENDING, f"status={TaskStatus.PENDING}"),
+    (pgettext_lazy("of a task", "Queued"), TaskStatus.PENDING, f"status={TaskStatus.PENDING}"),
     (gettext_lazy("Failed in the last 24 hours"), TaskStatus.FAILED, f"status={TaskStatus.FAILED}&within=24h"),
 )
 

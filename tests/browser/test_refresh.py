@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
+from powercrud_dashboard.models import Alert
+from powercrud_dashboard.templatetags import powercrud_dashboard
 from tests.testapp import tasks
 from tests.testapp.models import Country
 
@@ -104,6 +106,23 @@ def test_a_server_that_does_not_answer_in_time_is_a_failure(failing, queued):
     failing.evaluate("document.addEventListener('htmx:configRequest', ({detail}) => { detail.timeout = 50; })")
     answer_refreshes(failing, LIST, lambda route: None)
     expect(notice(failing)).to_be_visible(timeout=SOON)
+
+
+def test_the_open_alerts_keep_the_focus_and_their_place(failing, queued, monkeypatch):
+    monkeypatch.setattr(powercrud_dashboard, "ALERT_INTERVAL", 1)
+    Alert.objects.open_one("queue_depth", "mails", {"tasks": 5})
+    failing.goto(LIST)
+    button = failing.get_by_role("button", name="Acknowledge")
+    button.focus()
+    strip = f"{LIST}alerts/strip/"
+    answer_refreshes(failing, strip, ANSWERS["another page"])
+    for _refresh in range(2):
+        failing.wait_for_event("requestfinished", lambda request: strip in request.url)
+    expect(button).to_be_focused()
+    failing.unroute_all()
+    Alert.objects.update(details={"tasks": 6})
+    expect(failing.get_by_text("6 tasks wait in the queue mails")).to_be_visible(timeout=SOON)
+    expect(button).to_be_focused()
 
 
 def test_refreshing_by_key_fails_as_every_refresh_does(failing, queued):

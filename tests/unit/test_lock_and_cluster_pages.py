@@ -128,18 +128,22 @@ def test_releasing_asks_first_and_says_what_it_means(boss, held):
     assert ConflictLock.objects.exists()
 
 
-def test_a_released_lock_is_gone_and_recorded_with_who_did_it(boss, superuser, held):
-    response = boss.post(release_page(), follow=True)
+def test_a_released_lock_is_gone_and_recorded_with_who_did_it_and_why(boss, superuser, held):
+    assert 'name="note"' in boss.get(release_page()).content.decode()
+    response = boss.post(release_page(), {"note": " the host is gone "}, follow=True)
     assert "was released" in response.content.decode()
     assert not ConflictLock.objects.exists()
     assert ActiveTask.objects.filter(task_name=held.task_name).exists()
     event = held.events.get(event="release")
     assert event.actor == superuser
     assert event.message.startswith("Project ")
+    assert event.message.endswith(": the host is gone")
 
 
 def test_a_released_reservation_is_gone_with_its_last_lock(boss, manager):
     manager.add_conflict_ids("forgotten", {"testapp.Project": {1}})
+    # A reservation has no timeline that would keep a note.
+    assert 'name="note"' not in boss.get(release_page()).content.decode()
     boss.post(release_page())
     assert not ActiveTask.objects.exists()
 

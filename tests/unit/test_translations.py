@@ -8,12 +8,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import django_q
 import pytest
 from django.core.management import call_command
 from django.test import override_settings
 from django.utils import translation
 
 from powercrud_dashboard.exceptions import TaskNotRetryable
+from powercrud_dashboard.models import TaskStatus
+from powercrud_dashboard.models.coordination import ActiveTaskState
+from powercrud_dashboard.models.objects import Outcome
 from tests import services
 from tests.settings.base import ROOT
 
@@ -234,3 +238,15 @@ def test_buttons_for_all_tasks_of_a_cause_speak_german(client_of, superuser, man
 )
 def test_a_catalogue_has_one_word_for_a_thing(language, other):
     assert other not in (PACKAGE / "locale" / language / "LC_MESSAGES" / "django.po").read_text().lower()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_order_of_the_apps_decides_about_no_status(language):
+    """Django takes the translation of the app that stands first: what django-q2 has as well has a context."""
+    path = Path(django_q.__file__).parent / "locale" / language / "LC_MESSAGES" / "django.mo"
+    ours, theirs = catalogue(language), loaded(path) if path.exists() else {}
+    labels = {str(label) for choices in (TaskStatus, ActiveTaskState, Outcome) for label in choices.labels}
+    shared = labels & ours.keys() & theirs.keys()
+    assert {label: theirs[label] for label in shared if theirs[label] != ours[label]} == {}
+    with translation.override("de"):
+        assert (TaskStatus.PENDING.label, ActiveTaskState.PENDING.label) == ("Wartet", "Wartet")

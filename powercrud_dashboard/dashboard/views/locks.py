@@ -166,9 +166,9 @@ class ReleaseLockView(TemplateResponseMixin, DashboardView):
     def post(self, request: HttpRequest, pk: int) -> HttpResponse:
         lock = self._lock(pk)
         name = self._name_of(lock) if lock else ""
-        manager = AsyncManager.resolve_manager()
+        manager, note = AsyncManager.resolve_manager(), request.POST.get("note", "").strip()
         try:
-            if lock is None or not manager.release_conflict_lock(lock, user=request.user):
+            if lock is None or not manager.release_conflict_lock(lock, user=request.user, note=note):
                 return self._lock_not_found()
         except TaskBusy as error:
             messages.error(request, str(error))

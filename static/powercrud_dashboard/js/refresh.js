@@ -53,9 +53,9 @@
   });
 
   // Another page may answer, for example the login page after a redirect.
-  onRefresh("htmx:beforeSwap", ({ detail }) => {
-    const { id } = detail.requestConfig.elt;
-    if (detail.shouldSwap && !detail.serverResponse.includes(`id="${id}"`)) {
+  document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+    const polled = detail.requestConfig?.elt;
+    if (polled?.matches(POLLS) && detail.shouldSwap && !detail.serverResponse.includes(`id="${polled.id}"`)) {
       detail.shouldSwap = false;
       detail.isError = true;
     }
