@@ -97,7 +97,8 @@ def check_schedule_locks(
     return [
         Warning(
             f"{SETTING_NAME}['DASHBOARD_SCHEDULE_LOCKS'] names {name!r}, but no schedule has this name.",
-            hint="Use the name of the schedule, or its key if it has no name.",
+            hint="Use the name of the schedule, or its key if it has no name; or the group in its q_options, if it has "
+            "one there.",
             id="powercrud_dashboard.W041",
         )
         for name in unknown

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import Q
 from django.utils import timezone
 from django_q.brokers import Broker, get_broker
 from django_q.humanhash import humanize
@@ -83,7 +84,9 @@ def look(at_most: int, known: Collection[str]) -> tuple[set[str], dict[str, Mess
     if (found := open_queue(name)) is None:
         return set(), {}
     keys, messages = found.first(at_most, known)
-    return keys, {key: {**message.content, "cluster": name} for key, message in messages.items() if message.content}
+    # Without a time, as after a change of USE_TZ, it is not known how long one waits.
+    readable = {key: message.content for key, message in messages.items() if message.enqueued_at is not None}
+    return keys, {key: {**content, "cluster": name} for key, content in readable.items()}
 
 
 #: Messages that are read at once.
@@ -128,15 +131,17 @@ def withdraw(task_id: str, cluster: str, receipt: str, began: datetime) -> bool:
     """
     if not (alias := queue.broker_database()):
         return True
-    rows = OrmQ.objects.using(alias).filter(pk=receipt)
-    row = rows.first()
-    if row is None or QueuedMessage("", row.payload).task_id != task_id:
+    queued = OrmQ.objects.using(alias)
+    # "Run next" may have given it another, negative key.
+    rows = queued.filter(Q(pk=receipt) | Q(pk__lt=0, key=cluster or queue.main_cluster()))
+    row = next((row for row in rows.order_by("-pk") if QueuedMessage("", row.payload).task_id == task_id), None)
+    if row is None:
         return True
     # A cluster that takes it locks it for so long.
     taken_until = began + timedelta(seconds=queue.redelivery_interval(cluster))
     if row.lock is not None and row.lock > max(timezone.now(), taken_until):
         return False
-    unchanged = rows.filter(payload=row.payload, lock=row.lock)
+    unchanged = queued.filter(pk=row.pk, payload=row.payload, lock=row.lock)
     return bool(unchanged._raw_delete(alias))
 
 

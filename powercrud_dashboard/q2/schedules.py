@@ -212,8 +212,8 @@ def find(pk: int) -> Schedule | None:
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """Return those of the names, or keys of schedules without a name, that no schedule has."""
-    known = {str(name or pk) for name, pk in Schedule.objects.values_list("name", "pk")}
+    """Return those of the names, or keys of schedules without a name, by which no schedule's tasks are known."""
+    known = {ScheduleState(schedule).group for schedule in Schedule.objects.only("name", "args", "kwargs")}
     return sorted(set(names) - known)
 
 

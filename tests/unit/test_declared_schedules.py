@@ -391,8 +391,11 @@ def test_a_lock_for_a_schedule_that_there_is_not_is_reported(settings):
     assert of_database() == []
     WorkerProcess.objects.create(identity="1", host="one", pid=1)
     assert "names 'nightly'" in of_database()[0]
-    Schedule.objects.create(name="nightly", func="tests.testapp.tasks.add")
+    row = Schedule.objects.create(name="nightly", func="tests.testapp.tasks.add")
     assert of_database() == []
+    # Its tasks have another group, so that the lock would not be theirs.
+    Schedule.objects.filter(pk=row.pk).update(kwargs="q_options={'group': 'night'}")
+    assert "names 'nightly'" in of_database()[0]
 
 
 # Schedules of plain functions under a lock

@@ -21,6 +21,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django_q.brokers import get_broker
 from django_q.models import OrmQ, Task
+from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 
 from powercrud_dashboard.dashboard.pulse import Pulse
@@ -402,6 +403,23 @@ def test_a_retry_takes_the_old_message_out_of_the_queue(manager, taken, record_o
     plain.record_ends([failed({**taken, "id": again, "ack_id": OrmQ.objects.get().pk}, timezone.now())])
     manager.retry_task(again)
     assert len(observe.waiting(10)) == 1
+
+
+@pytest.mark.skipif(REDIS or connection.vendor != "sqlite", reason="there a message keeps its key")
+def test_a_retry_takes_also_a_message_that_was_moved_to_the_front(manager, taken, record_of):
+    plain.record_ends([failed(taken, timezone.now() - timedelta(seconds=5))])
+    OrmQ.objects.update(lock=timezone.now() - timedelta(seconds=1))
+    found, message = observe.find(taken["id"], "")
+    assert found.move_to_front(message) != message.receipt
+    again = manager.retry_task(taken["id"])
+    assert [message["id"] for message in observe.waiting(10)] == [again]
+
+
+def test_a_message_without_a_time_keeps_no_other_from_being_recorded():
+    task = {"id": "1", "name": "n", "func": ADD, "args": (), "kwargs": {}, "started": None}
+    get_broker().enqueue(SignedPackage.dumps(task))
+    other = async_task(ADD, 1, 2)
+    assert [message["id"] for message in observe.waiting(10)] == [other]
 
 
 @pytest.mark.skipif(REDIS, reason="it delivers no message again")
