@@ -6,6 +6,8 @@ import logging
 import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from django.core.exceptions import PermissionDenied
@@ -290,6 +292,9 @@ class Click:
 
 Action = TypeVar("Action", bound=ActionFunction)
 
+#: The function of an action is the decorated one.
+DECORATOR_OPTIONS = {field.name for field in fields(BackgroundAction)} - {"body", "task"}
+
 
 @overload
 def background_action(function: Action) -> Action: ...
@@ -308,13 +313,18 @@ def background_action(function: ActionFunction | None = None, **options: Any) ->
 
     Args:
         function: the action, if the decorator is used without arguments.
-        **options: the fields of :class:`BackgroundAction`. ``description`` and ``permissions`` default to those of
-            the action; without a description, its name is used.
+        **options: the fields of :class:`BackgroundAction` but ``body`` and ``task``. ``description`` and ``permissions``
+            default to those of the action; without a description, its name is used.
 
     Raises:
         TypeError: if an option is unknown, or the action is a generator function.
         ValueError: if options are invalid or contradict each other.
     """
+
+    if unknown := sorted(options.keys() - DECORATOR_OPTIONS):
+        similar = get_close_matches(unknown[0], DECORATOR_OPTIONS, n=1)
+        hint = f"Did you mean {similar[0]!r}?" if similar else f"It has {', '.join(sorted(DECORATOR_OPTIONS))}."
+        raise TypeError(f"background_action() has no option {unknown[0]!r}. {hint}")
 
     def decorate(body: ActionFunction) -> ActionFunction:
         if is_generator_function(body):

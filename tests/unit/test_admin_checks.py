@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -245,3 +246,16 @@ def test_a_body_that_a_worker_can_not_call(function, options, complaint, hint):
     assert message.startswith(f"A worker can't call the background action '{function.__name__}': {__name__}.")
     assert message.endswith(complaint)
     assert shown_hint.startswith(f"Declare it as {hint}")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("permission", "Did you mean 'permissions'?"),
+        ("task", "It has background_threshold, background_when, "),
+        ("unlike_any", "It has background_threshold, background_when, "),
+    ],
+)
+def test_an_option_that_there_is_not(option, hint):
+    with pytest.raises(TypeError, match=re.escape(f"background_action() has no option {option!r}. {hint}")):
+        background_action(**{option: "change"})
