@@ -313,8 +313,8 @@ def background_action(function: ActionFunction | None = None, **options: Any) ->
 
     Args:
         function: the action, if the decorator is used without arguments.
-        **options: the fields of :class:`BackgroundAction` but ``body`` and ``task``. ``description`` and ``permissions``
-            default to those of the action; without a description, its name is used.
+        **options: the fields of :class:`BackgroundAction` but ``body`` and ``task``. ``description`` and
+            ``permissions`` default to those of the action; without a description, its name is used.
 
     Raises:
         TypeError: if an option is unknown, or the action is a generator function.
