@@ -10,7 +10,9 @@ from django.contrib import messages
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.response import SimpleTemplateResponse
+from django.utils.safestring import SafeString
 
+from powercrud_dashboard.dashboard.embedded import embedded
 from powercrud_dashboard.dashboard.notices import Told
 
 __all__ = ["TaskNoticesMiddleware"]
@@ -56,7 +58,8 @@ class TaskNoticesMiddleware:
         """Add the messages before the page is rendered."""
         if self._is_shown(request, response) and self.is_page(request):
             told = Told(request.user, getattr(request, "current_app", None))
-            for level, text in told.messages():
+            nothing: list[tuple[int, SafeString]] = []
+            for level, text in embedded(told.messages, nothing):
                 messages.add_message(request, level, text)
                 setattr(request, _TOLD, told)
         return response

@@ -43,8 +43,9 @@ from powercrud_dashboard.admin.pages import (
     object_context,
     task_url,
 )
-from powercrud_dashboard.admin.strip import locks_url, strip_context
+from powercrud_dashboard.admin.strip import WITHOUT_STRIP, locks_url, strip_context
 from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard.embedded import embedded
 from powercrud_dashboard.dashboard.views.base import refresh_interval
 from powercrud_dashboard.engine.spec import accepted_arguments
 from powercrud_dashboard.exceptions import TaskBusy, TaskConflict
@@ -129,7 +130,7 @@ class BackgroundActionsMixin(_Base):
             is_undone = "_save" in request.POST or chosen_name(request) == "delete_selected"
             return self._conflict_redirect(request, conflict, is_undone=is_undone)
         if _has_context(response, "cl"):
-            strip = strip_context(self, request)
+            strip = embedded(lambda: strip_context(self, request), WITHOUT_STRIP)
             changelist = (response.context_data or {})["cl"]
             rows = changelist.result_list
             if "background_lock" in changelist.list_display:

@@ -32,6 +32,9 @@ STRIP_LINES = 5
 #: The unfinished tasks that are looked at: many may belong to one group, which is one line.
 LOOKED_AT = 200
 
+#: The context of the strip if it can't be shown.
+WITHOUT_STRIP: dict[str, Any] = {"strip_tasks": [], "strip_more": 0, "strip_ended": [], "strip_watched": ""}
+
 #: Tasks whose end an open changelist waits for.
 MAX_WATCHED = 100
 

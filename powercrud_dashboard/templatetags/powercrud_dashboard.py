@@ -21,6 +21,7 @@ from django.utils.translation import gettext, gettext_lazy, pgettext_lazy
 from django_htmx.middleware import HtmxDetails
 
 from powercrud_dashboard.dashboard import access, customized, formatting
+from powercrud_dashboard.dashboard.embedded import embedded
 from powercrud_dashboard.dashboard.formatting import Moment
 from powercrud_dashboard.dashboard.links import URL_NAME, dashboard_url
 from powercrud_dashboard.dashboard.listing import Count, Listing, capped_counts
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from django.http import HttpRequest
+    from django.utils.safestring import SafeString
 
     from powercrud_dashboard.dashboard.access import User
     from powercrud_dashboard.dashboard.live import LiveTask
@@ -262,9 +264,18 @@ def alert_strip(context: Context) -> dict[str, Any]:
     }
 
 
-@register.inclusion_tag("powercrud_dashboard/tray/header.html", takes_context=True)
-def task_tray(context: Context) -> dict[str, Any]:
+def _rendered(context: Context, name: str, values: dict[str, Any]) -> SafeString:
+    """Render a template as an inclusion tag does."""
+    return context.template.engine.get_template(name).render(context.new(values))  # type: ignore[union-attr]
+
+
+@register.simple_tag(takes_context=True)
+def task_tray(context: Context) -> str:
     """Show the user's running tasks, and those that have ended and were not seen, in the header of the admin."""
+    return embedded(lambda: _rendered(context, "powercrud_dashboard/tray/header.html", _tray_values(context)), "")
+
+
+def _tray_values(context: Context) -> dict[str, Any]:
     request = context["request"]
     site_name = getattr(request, "current_app", None)
     site = next((site for site in all_sites if site.name == site_name), admin.site)
@@ -316,9 +327,13 @@ def when(
     return {"moment": Moment.of(at, now) if at else None, "is_exact": is_exact}
 
 
-@register.inclusion_tag("powercrud_dashboard/admin/_panel.html", takes_context=True)
-def task_panel(context: Context) -> dict[str, Any]:
+@register.simple_tag(takes_context=True)
+def task_panel(context: Context) -> str:
     """Show the number of running, queued and recently failed tasks, with links."""
+    return embedded(lambda: _rendered(context, "powercrud_dashboard/admin/_panel.html", _panel_values(context)), "")
+
+
+def _panel_values(context: Context) -> dict[str, Any]:
     request = context["request"]
     site = getattr(request, "current_app", None)
     return {

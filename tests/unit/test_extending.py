@@ -317,6 +317,31 @@ def test_an_error_in_a_text_is_logged_and_the_default_is_shown(settings, team, m
     assert said == {"user", "division by zero", "arguments", "result", "panel", "index"}
 
 
+class Refusing(Dashboard):
+    def may_view_all(self, user):
+        raise ValueError("may view all")
+
+    def visible_tasks(self, tasks, user):
+        raise ValueError("visible")
+
+
+@pytest.mark.parametrize("dashboard", [f"{__name__}.Refusing", "nowhere.Dashboard"])
+def test_an_error_in_a_permission_shows_nothing_and_breaks_no_page_of_the_project(
+    settings, dashboard, client_of, make_user, make_projects, caplog
+):
+    use(settings, dashboard)
+    make_projects(1)
+    clerk = client_of(make_user("clerk", "view_project", "change_project"))
+    for page in (reverse("admin:index"), reverse("admin:testapp_project_changelist")):
+        answer = clerk.get(page)
+        assert answer.status_code == 200
+        assert "pcrud-panel" not in answer.content.decode()
+        assert "A part of a page can't be shown" in caplog.text
+        caplog.clear()
+    clerk.raise_request_exception = False
+    assert clerk.get(url("changelist")).status_code == 500
+
+
 class TakesAName(Dashboard):
     filters = {"q": ExampleDashboard.filters["customer"]}
 

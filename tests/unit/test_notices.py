@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.messages import get_messages
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -63,6 +63,22 @@ def test_the_next_page_tells_it_once(boss, end, add):
     assert told(page) == ["Re-price: completed."]
     assert f'<a href="{LIST}{record.pk}/change/">Re-price</a>' in page.content.decode()
     assert told(boss.get(INDEX)) == []
+
+
+def test_a_page_does_not_need_the_notices(boss, end, add, caplog):
+    """The database of the tasks may be another one than the page's, and be away."""
+    end(add, label="Re-price")
+
+    def away(execute, sql, params, many, context):
+        if "powercrud_dashboard_" in sql:
+            raise OperationalError("away")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(away):
+        page = boss.get(INDEX)
+    assert (page.status_code, told(page)) == (200, [])
+    assert "A part of a page can't be shown" in caplog.text
+    assert told(boss.get(INDEX)) == ["Re-price: completed."]
 
 
 def test_it_tells_of_failures_and_cancellations_too(boss, end, manager, superuser):

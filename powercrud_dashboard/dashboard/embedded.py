@@ -1,0 +1,23 @@
+"""What this package adds to pages of the project: without it they are shown nevertheless."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+
+
+def embedded(part: Callable[[], Part], without: Part) -> Part:
+    """Return a part of a page of the project; what is there ``without`` it, if it can't be shown.
+
+    The tables may not have been made yet, their database be away, or the project's ``Dashboard`` raise anything.
+    """
+    try:
+        return part()
+    except Exception:
+        logger.exception("A part of a page can't be shown")
+        return without
