@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 # Those of the catalogues.
 LANGUAGES := de es fr
 
-.PHONY: help demo demo-check test lint unit clusters postgresql services matrix powercrud faults bench docs reference messages screenshots clean
+.PHONY: help demo demo-check test lint unit clusters postgresql services matrix powercrud faults hosts bench docs reference messages screenshots clean
 
 help:
 	@echo "make demo         the demo project in a browser, with a worker beside it"
@@ -20,6 +20,7 @@ help:
 	@echo "make matrix       a part of the tests on each Python, Django, database and broker, and with the oldest dependencies"
 	@echo "make powercrud    tests with the views of django-powercrud, on Python 3.12 or newer"
 	@echo "make faults       200 rounds of everything that can break, on both databases and brokers"
+	@echo "make hosts        two web hosts and two worker hosts: one cut off, clocks apart, a rolling deploy"
 	@echo "make bench        how fast it is, beside the peer and bare django-q2"
 	@echo "make messages     the catalogues of all LANGUAGES, after a change of texts"
 	@echo "make docs         the documentation as a site, in build/docs"
@@ -82,6 +83,10 @@ matrix: $(INSTALLED)
 # Things are broken at random, for many rounds; the table says what was seen.
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults --rounds $(or $(ROUNDS),200)
+
+# As docs/several-hosts.md sets them up. PREVIOUS is the release to begin with, such as a tag; by default this one.
+hosts: $(INSTALLED)
+	$(BIN)/python -m tests.faults.several_hosts $(PREVIOUS:%=--previous %)
 
 # The peer needs Python 3.12 or newer; an environment of its own keeps it out of the tests. pyenv has commands under these
 # names also for Pythons that are not chosen: only trying tells.

@@ -57,6 +57,8 @@ STOPS_WITHIN = 1.5
 ENDS_WITHIN = 3.0
 #: Seconds between two looks of the guard that show that the whole process did not run meanwhile.
 FROZEN_AFTER = 1.5
+#: Seconds that a worker whose heartbeat is overdue waits before it leaves the next task to others.
+BEGINS_WITHIN = 5.0
 #: What others ask of a task.
 _REQUESTS = ("attempt", "state", "cancel_requested_at", "pause_requested_at")
 #: Milliseconds that the thread waits for a lock, so that what a task has locked never stops the heartbeat.
@@ -236,6 +238,8 @@ class HeartbeatThread:
         self._monitors: list[TaskMonitor] = []
         self._is_in_round = False
         self._is_worker = False
+        #: Whether the worker waits for a heartbeat before it begins a task.
+        self._is_awaited = False
         self._thread: threading.Thread | None = None
         self._last_beat = clock()
         #: When the newest heartbeat was begun that was written and found all tasks to be this process's.
@@ -290,7 +294,8 @@ class HeartbeatThread:
 
     def _round(self, monitors: list[TaskMonitor]) -> None:
         began, is_idle = clock(), not monitors
-        interval = processes.idle_heartbeat_interval() if is_idle else processes.HEARTBEAT_INTERVAL
+        may_rest = is_idle and not self._is_awaited
+        interval = processes.idle_heartbeat_interval() if may_rest else processes.HEARTBEAT_INTERVAL
         if began - self._last_beat >= interval:
             self._last_beat = began
             # Not with "and": the tasks are looked at in either case.
@@ -322,6 +327,21 @@ class HeartbeatThread:
     def confirm_for_ever(self) -> None:
         """Let no heartbeat be overdue any more."""
         self._confirmed_at = float("inf")
+
+    def may_begin(self) -> bool:
+        """Wait until no heartbeat of this worker is overdue. Return False if that takes too long."""
+        if not self._is_worker:
+            return True
+        deadline = clock() + BEGINS_WITHIN
+        self._is_awaited = True
+        try:
+            while self._is_overdue():
+                if clock() >= deadline:
+                    return False
+                time.sleep(GUARD_INTERVAL)
+        finally:
+            self._is_awaited = False
+        return True
 
     def _is_overdue(self) -> bool:
         return clock() - self._confirmed_at >= app_settings.DASHBOARD_HEARTBEAT_TIMEOUT
@@ -399,6 +419,11 @@ _thread = HeartbeatThread()
 def start_in_worker() -> None:
     """Start the heartbeat of a worker process."""
     _thread.start_in_worker()
+
+
+def may_begin() -> bool:
+    """Return whether this process can begin a task; not if it is a worker that can't write its heartbeat."""
+    return _thread.may_begin()
 
 
 def monitoring(monitor: TaskMonitor) -> Any:

@@ -79,9 +79,12 @@ class Messages:
         """Return the time limit that the last message gives to its task, which django-q2 takes out of it."""
         return self._last.get("timeout") if self._last.get("id") == task_id else None
 
-    def leave_in_queue(self, task_id: str) -> None:
-        """Have the message delivered again that this worker can't run, if it is the last and has no receipt."""
-        if self._last.get("id") == task_id and not self._last["ack_id"]:
+    def leave_in_queue(self, task_id: str, *, is_for_others: bool) -> None:
+        """Have the message delivered again that this worker can't run, if it is the last.
+
+        One with a receipt is delivered again later, and at once only if it is for others.
+        """
+        if self._last.get("id") == task_id and (is_for_others or not self._last["ack_id"]):
             queue.hand_back(self._last)
             self._has_left_one = True
 
@@ -107,10 +110,10 @@ def has_overrun() -> bool:
     return _messages is not None and _messages.has_overrun()
 
 
-def leave_in_queue(task_id: str) -> None:
-    """Have a message delivered again that this worker can't run; brokers with receipts do so by themselves."""
+def leave_in_queue(task_id: str, *, is_for_others: bool) -> None:
+    """Have a message delivered again that this worker can't run; brokers with receipts do so later by themselves."""
     if _messages is not None:
-        _messages.leave_in_queue(task_id)
+        _messages.leave_in_queue(task_id, is_for_others=is_for_others)
 
 
 def time_limit_of(task_id: str) -> Any:

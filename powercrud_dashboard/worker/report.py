@@ -20,10 +20,11 @@ from powercrud_dashboard.worker import messages
 class NotRun:
     """Returned to django-q2 for a delivery that ran nothing.
 
-    Unless it is ``acknowledged``, the message is delivered again.
+    Unless it is ``acknowledged``, the message is delivered again; at once if it ``is_for_others``.
     """
 
     acknowledged: bool
+    is_for_others: bool = False
 
 
 class TimeLimitReached(TimeoutException, Exception):  # type: ignore[misc]  # django-q2 has no types
@@ -77,7 +78,7 @@ def _after_execution(sender: object, task: dict[str, Any], **kwargs: Any) -> Non
         # task with "save" off that is not cached either.
         task.update(result=None, success=True, save=False, cached=False)
         if not result.acknowledged:
-            messages.leave_in_queue(task["id"])
+            messages.leave_in_queue(task["id"], is_for_others=result.is_for_others)
             task["ack_id"] = None
         return
     if task["name"] != last.task_name:

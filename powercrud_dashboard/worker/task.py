@@ -87,6 +87,14 @@ def run_task(call: TaskCall) -> Any:
             return NotRun(acknowledged=False)
         spec, unreadable = TaskSpec(call.name), error
     if not call.sync:
+        if not heartbeat.may_begin():
+            # Others would soon take this process for lost.
+            logger.warning(
+                "Task %s is left to others: this worker can't write its heartbeat",
+                call.task_name,
+                extra={"task_name": call.task_name},
+            )
+            return NotRun(acknowledged=False, is_for_others=True)
         return _Run(call, spec).go(unreadable)
     with _registered() as worker:
         return _Run(call, spec, worker).go(unreadable)

@@ -33,7 +33,9 @@ class NotStarted(RuntimeError):
 class Cluster:
     """A cluster in a process group of its own."""
 
-    def __init__(self, name: str, host: Host, options: Mapping[str, Any], ledger: Path) -> None:
+    def __init__(
+        self, name: str, host: Host, options: Mapping[str, Any], ledger: Path, directory: Path | None = None
+    ) -> None:
         self.host = host
         self.is_frozen = False
         self._ledger = Ledger(ledger, name)
@@ -43,6 +45,7 @@ class Cluster:
         self._is_contained = bool(options.get("contained"))
         self.process = subprocess.Popen(
             host.command([*CONTAINER, *command] if self._is_contained else command),
+            cwd=directory,
             env={**os.environ, "PCRUD_FAULTS_OPTIONS": json.dumps(own)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

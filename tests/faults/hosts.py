@@ -26,6 +26,7 @@ KINDS = NAMESPACES, PROXY = "namespaces", "proxy"
 #: The servers' address on the bridge of a lane, which no other lane sees.
 SERVERS = "10.77.0.1"
 POSTGRESQL_PORT, REDIS_PORT = 5432, 6379
+WEB_PORT = 8000
 
 #: In namespaces of its own, which end with the process that starts them; a shell as their first process collects what
 #: others leave behind.
@@ -68,6 +69,10 @@ class Host:
         """Return what the settings of a cluster on this host have different."""
         return {}
 
+    def web_address(self) -> tuple[str, int]:
+        """Return an address for a web server on the host, which the lane's own host reaches."""
+        raise NotImplementedError
+
     def cut_off(self) -> None:
         """Let no packet pass to or from the host, and break no connection."""
         raise NotImplementedError
@@ -85,6 +90,7 @@ class NamespaceHost(Host):
     def __init__(self, name: str, number: int) -> None:
         super().__init__(name)
         self._link = f"to{number}"
+        self._address = f"10.77.0.{number + 1}"
         waiting = ["unshare", "--net", "--uts", "sh", "-c", f"hostname {name} && echo up && exec sleep infinity"]
         self._holder = subprocess.Popen(waiting, stdout=subprocess.PIPE, text=True)
         assert self._holder.stdout is not None
@@ -93,14 +99,17 @@ class NamespaceHost(Host):
         peer = ["peer", "name", "eth0", "netns", str(self._holder.pid)]
         _run("ip", "link", "add", self._link, "type", "veth", *peer)
         _run("ip", "link", "set", self._link, "master", "br0", "up")
-        for settings in ("addr add 10.77.0.{}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            _run(*self.command(["ip", *settings.format(number + 1).split()]))
+        for settings in (f"addr add {self._address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            _run(*self.command(["ip", *settings.split()]))
 
     def command(self, command: list[str]) -> list[str]:
         return ["nsenter", "--target", str(self._holder.pid), "--net", "--uts", "--", *command]
 
     def options(self) -> dict[str, Any]:
         return {"database_at": [SERVERS, POSTGRESQL_PORT], "redis_at": [SERVERS, REDIS_PORT]}
+
+    def web_address(self) -> tuple[str, int]:
+        return self._address, WEB_PORT
 
     def cut_off(self) -> None:
         _run("ip", "link", "set", self._link, "down")
@@ -124,6 +133,10 @@ class ProxiedHost(Host):
 
     def options(self) -> dict[str, Any]:
         return {"host": self.name, **{name: list(proxy.address) for name, proxy in self._proxies.items()}}
+
+    def web_address(self) -> tuple[str, int]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return "127.0.0.1", free.getsockname()[1]
 
     def cut_off(self) -> None:
         self._each(Proxy.hold)

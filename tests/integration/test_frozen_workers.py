@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.models.functions import Now
+from django_q.models import OrmQ
 
 from powercrud_dashboard.async_manager import RetryPolicy
 from powercrud_dashboard.conf import app_settings
@@ -168,6 +169,7 @@ def test_a_task_begins_once_a_worker_that_could_not_write_its_heartbeat_has_writ
     """The database was away while it was idle."""
     path = tmp_path / "go on"
     workers = WorkerProcess.objects.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT)
+    waiting = OrmQ.objects.filter(lock__lte=Now())
     with closing(connections.create_connection("default")) as other:
         other.set_autocommit(False)
         with other.cursor() as cursor:
@@ -175,9 +177,10 @@ def test_a_task_begins_once_a_worker_that_could_not_write_its_heartbeat_has_writ
             cursor.execute(f"SELECT FROM {WorkerProcess._meta.db_table} FOR NO KEY UPDATE")
             wait_until(lambda: workers.count() == len(cluster.worker_pids), "they are silent")
             name = manager.launch_async_task(tasks.wait_for_file, str(path))
-            wait_until(ActiveTask.objects.running().exists, "it is claimed")
-            time.sleep(1)
+            wait_until(lambda: not waiting.exists(), "a cluster has taken it")
+            wait_until(waiting.exists, "it is left to others, of which there are none")
             assert not list(tmp_path.iterdir())
+            assert record_of(name).status == "pending"
         other.rollback()
     path.touch()
     wait_until(lambda: record_of(name).is_finished, "the task has ended")
