@@ -124,9 +124,9 @@ def checks_page() -> str:
 error, one with a W a warning. "…" stands for what differs. Silence a warning with Django's `SILENCED_SYSTEM_CHECKS`:
 `["powercrud_dashboard.W005"]`.
 
-`W008`, `W041` and `W043` read the database, so that only `manage.py check --database default` and `manage.py migrate`
-report them. The first two are reported as soon as a worker has run or a task was recorded, and so not by
-`manage.py test`.
+`W008`, `W010`, `W041` and `W043` read the database, so that only `manage.py check --database default` and
+`manage.py migrate` report them. `W008` and `W041` are reported as soon as a worker has run or a task was recorded, and
+so not by `manage.py test`.
 
 {table(("id", "text", "hint"), *rows)}
 """

@@ -12,9 +12,10 @@ from typing import Any
 
 from django.apps import AppConfig, apps
 from django.conf import settings
-from django.core.cache import caches
-from django.core.checks import CheckMessage, Error, Warning, register
-from django.db import connections
+from django.core.cache import BaseCache, caches
+from django.core.cache.backends.db import BaseDatabaseCache
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from powercrud_dashboard.async_manager import AsyncManager
@@ -355,6 +356,35 @@ def check_shared_caches(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
         for alias, loss in used.items()
         if alias in settings.CACHES and not queue.is_shared_cache(alias)
     ]
+
+
+@register(Tags.database)
+def check_cache_tables(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn about caches in the database without a table. This reads the database."""
+    aliases = {alias for alias in (queue.state_cache(), app_settings.CACHE_NAME) if alias in settings.CACHES}
+    return [
+        Warning(
+            f"The table {table!r} of CACHES[{alias!r}] does not exist.",
+            hint="Run 'manage.py createcachetable'.",
+            id="powercrud_dashboard.W010",
+        )
+        for alias in sorted(aliases)
+        if (table := _missing_table(caches[alias], databases or ()))
+    ]
+
+
+def _missing_table(cache: BaseCache, databases: Sequence[str]) -> str:
+    """Return the table that a cache in one of these databases lacks, or ""."""
+    if not isinstance(cache, BaseDatabaseCache):
+        return ""
+    entries: Any = cache.cache_model_class
+    if (database := router.db_for_write(entries)) not in databases:
+        return ""
+    tables = connections[database].introspection.table_names()
+    # Without any, nothing is migrated yet.
+    return entries._meta.db_table if tables and entries._meta.db_table not in tables else ""
 
 
 @register()

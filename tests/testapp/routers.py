@@ -19,7 +19,7 @@ class ArchiveRouter:
     """Keeps shelves in a database of their own, and nothing else there."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
-        return ARCHIVE if model._meta.label_lower == "testapp.shelf" else None
+        return ARCHIVE if getattr(model._meta, "label_lower", "") == "testapp.shelf" else None
 
     db_for_write = db_for_read
 

@@ -165,6 +165,21 @@ def test_caches_that_each_process_has_for_itself_are_named(settings, backend):
     assert list(found()) == ["W007"]
 
 
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_cache_in_the_database_without_its_table(settings, name):
+    def messages() -> list[tuple[str, str]]:
+        checks = run_checks(tags=[Tags.database], databases=["default"])
+        return [(message.msg, message.hint) for message in checks if message.id == "powercrud_dashboard.W010"]
+
+    in_database = {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "no_such_table"}
+    settings.CACHES = {**settings.CACHES, name: in_database}
+    settings.POWERCRUD_SETTINGS = {"CACHE_NAME": name}
+    text = f"The table 'no_such_table' of CACHES[{name!r}] does not exist."
+    assert messages() == [(text, "Run 'manage.py createcachetable'.")]
+    call_command("createcachetable", verbosity=0)
+    assert messages() == []
+
+
 def test_a_project_without_a_scheduled_cleanup_is_told_so(db):
     def messages() -> list[str]:
         checks = run_checks(tags=[Tags.database], databases=["default"])
