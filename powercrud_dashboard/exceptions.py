@@ -232,7 +232,8 @@ class EnqueueError(RuntimeError):
     def __init__(self, task_name: str, reason: object) -> None:
         self.task_name = task_name
         self.reason = str(reason)
-        super().__init__(self._text(name=task_name, reason=reason))
+        # The sentence has a full stop of its own.
+        super().__init__(self._text(name=task_name, reason=self.reason.removesuffix(".")))
 
 
 class BrowserAnswer(RuntimeError):

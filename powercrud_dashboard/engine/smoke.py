@@ -17,6 +17,7 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.engine import lifecycle, pruning, registry
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.processes import max_heartbeat_age
+from powercrud_dashboard.exceptions import EnqueueError
 from powercrud_dashboard.models import ActiveTask, TaskRecord, TaskStatus, WorkerProcess
 from powercrud_dashboard.models.coordination import ActiveTaskState
 from powercrud_dashboard.models.database import database_now
@@ -124,9 +125,14 @@ def start(manager: Launcher, cluster: str, actor: Any) -> str:
     # A name, not the user: nobody is notified of it.
     who = clean_text(actor, SHORT)
     options = {"save": True, "cached": False}
-    return manager.launch_async_task(
-        FUNC, label=LABEL, group=TEST_GROUP, cluster=cluster or None, user=who, q_options=options
-    )
+    try:
+        return manager.launch_async_task(
+            FUNC, label=LABEL, group=TEST_GROUP, cluster=cluster or None, user=who, q_options=options
+        )
+    except EnqueueError as error:
+        # It is told now, and is no failure that somebody has to look at later.
+        forget(error.task_name)
+        raise
 
 
 def forget(task_name: str) -> None:

@@ -263,10 +263,11 @@ def test_impossible_times_are_refused(db, seconds):
 
 def test_a_broker_that_does_not_take_it_is_said(db, monkeypatch):
     def away(*args, **kwargs):
-        raise ConnectionError("no broker here")
+        raise ConnectionError("no broker here.")
 
     monkeypatch.setattr("django_q.brokers.orm.ORM.enqueue", away)
     monkeypatch.setattr("django_q.brokers.redis_broker.Redis.enqueue", away)
     code, out, error = run("--json")
     assert (code, json.loads(out)["stopped_at"]) == (1, "launched")
-    assert "no broker here" in error
+    assert "no broker here. Check that" in error
+    assert not TaskRecord.objects.exists()
