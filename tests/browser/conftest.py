@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.utils import timezone
 from django_q.models import Schedule
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.models.changes import RecordChange
@@ -48,29 +49,67 @@ def tolerated() -> list[str]:
     return ["404"]
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Somebody's cookies and windows. It is kept, as a new window takes the browser longer than many a test."""
+
+    context: BrowserContext
+    #: What the Content-Security-Policy has stopped.
+    violations: list[str] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, browser: Browser, url: str) -> Profile:
+        profile = cls(browser.new_context(base_url=url))
+        profile.context.expose_function("reportViolation", lambda violation: profile.violations.append(violation))
+        profile.context.add_init_script(REPORT_VIOLATIONS)
+        # Keeps its window open.
+        profile.context.new_page()
+        return profile
+
+    def clear(self, url: str) -> list[str]:
+        """Leave nothing of what a test has done in it. Return what the policy has stopped."""
+        first, *others = self.context.pages
+        for page in others:
+            page.close()
+        self.context.clear_cookies()
+        self.context.clear_permissions()
+        debugger = self.context.new_cdp_session(first)
+        debugger.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+        debugger.detach()
+        violations, self.violations[:] = self.violations[:], []
+        return violations
+
+
+@pytest.fixture(scope="session")
+def profiles() -> dict[tuple[str, int], Profile]:
+    """Profiles by the address of the server, and the number of the person among those of a test."""
+    return {}
+
+
 @pytest.fixture
 def page_of(
-    browser: Browser, live_server: Any, client_of: Any, tolerated: list[str]
+    browser: Browser, live_server: Any, client_of: Any, tolerated: list[str], profiles: dict[tuple[str, int], Profile]
 ) -> Iterator[Callable[[User], Page]]:
     """Open a page as this person; what the browser, or its policy, complains of fails the test."""
-    contexts = []
+    used: list[Profile] = []
     complaints: list[str] = []
 
     def open_page(user: User) -> Page:
-        context = browser.new_context(base_url=live_server.url)
-        contexts.append(context)
+        place = (live_server.url, len(used))
+        if place not in profiles:
+            profiles[place] = Profile.start(browser, live_server.url)
+        used.append(profiles[place])
+        context = used[-1].context
         session = client_of(user).cookies[settings.SESSION_COOKIE_NAME].value
         context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": live_server.url}])
-        context.expose_function("reportViolation", lambda violation: complaints.append(violation))
-        context.add_init_script(REPORT_VIOLATIONS)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for profile in used:
+        complaints += profile.clear(live_server.url)
     assert [complaint for complaint in complaints if not any(text in complaint for text in tolerated)] == []
 
 
