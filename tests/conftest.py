@@ -53,7 +53,12 @@ def django_db_modify_db_settings() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache() -> None:
+def _empty_caches() -> None:
+    empty_caches()
+
+
+def empty_caches() -> None:
+    """Forget what was kept of the database."""
     cache.clear()
     snapshots.clear()
     forget_run_times()
@@ -99,9 +104,9 @@ def make_user(db: None) -> Callable[..., User]:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """A server for webhooks."""
-    running = Receiver()
-    yield running
-    running.close()
+    receiver = Receiver()
+    with services.serving(receiver.server):
+        yield receiver
 
 
 @pytest.fixture
@@ -182,27 +187,21 @@ def _empty_queue(transactional_db: None) -> None:
 
 
 @pytest.fixture
-def cluster(_empty_queue: None) -> Iterator[Cluster]:
-    running = Cluster()
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.stop()
+def cluster_later(_empty_queue: None) -> Iterator[Callable[..., Cluster]]:
+    """Starts a cluster when the test calls it, with these variables in its environment."""
+    with ExitStack() as stops:
+
+        def start(**environment: str) -> Cluster:
+            running = Cluster(**environment)
+            stops.callback(running.stop)
+            return running
+
+        yield start
 
 
 @pytest.fixture
-def cluster_later(_empty_queue: None) -> Iterator[Callable[..., Cluster]]:
-    """Starts a cluster when the test calls it, with these variables in its environment."""
-    started: list[Cluster] = []
-
-    def start(**environment: str) -> Cluster:
-        started.append(Cluster(**environment))
-        return started[-1]
-
-    yield start
-    for running in started:
-        running.stop()
+def cluster(cluster_later: Callable[..., Cluster]) -> Cluster:
+    return cluster_later()
 
 
 @pytest.fixture
