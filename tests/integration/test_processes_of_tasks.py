@@ -12,28 +12,13 @@ import pytest
 from django_q.models import Task
 
 from powercrud_dashboard.models import ActiveTask, TaskRecord, WorkerProcess
-from tests.conftest import POSTGRESQL, REDIS, SETTINGS_MODULE, STOPS_WITHIN, Cluster
+from tests.conftest import POSTGRESQL, REDIS, SETTINGS_MODULE, STOPS_WITHIN
 from tests.services import wait_until
 from tests.testapp import processes, tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
 
-SOON = 30_000
-
-
-@pytest.fixture
-def cluster_with(_empty_queue):
-    """Starts a cluster with environment variables of its own."""
-    started = []
-
-    def start(**environment: str) -> Cluster:
-        started.append(Cluster(**environment))
-        return started[-1]
-
-    yield start
-    for running in started:
-        if running.process.poll() is None:
-            running.stop()
+SOON = 60_000
 
 
 @pytest.fixture
@@ -93,8 +78,8 @@ def test_a_task_that_closes_the_standard_streams_costs_its_worker_nothing(cluste
     assert run(tasks.fail, "as ever").error == "as ever"
 
 
-def test_handlers_of_a_project_are_as_before_after_each_task(cluster_with, run, tmp_path):
-    cluster = cluster_with(PCRUD_TEST_HANDLERS=str(tmp_path / "own"))
+def test_handlers_of_a_project_are_as_before_after_each_task(cluster_later, run, tmp_path):
+    cluster = cluster_later(PCRUD_TEST_HANDLERS=str(tmp_path / "own"))
     pids = set()
     for _ in range(6):
         result = run(processes.own_handlers).result
@@ -106,9 +91,9 @@ def test_handlers_of_a_project_are_as_before_after_each_task(cluster_with, run, 
 
 
 def test_a_projects_own_handler_of_sigterm_is_called_after_the_task(
-    cluster_with, manager, record_of, tmp_path, until_started
+    cluster_later, manager, record_of, tmp_path, until_started
 ):
-    cluster = cluster_with(PCRUD_TEST_HANDLERS=str(tmp_path / "own"))
+    cluster = cluster_later(PCRUD_TEST_HANDLERS=str(tmp_path / "own"))
     path = tmp_path / "told"
     name = manager.launch_async_task(tasks.run_until_told_to_stop, str(path), 1)
     worker = until_started(path)
@@ -120,9 +105,9 @@ def test_a_projects_own_handler_of_sigterm_is_called_after_the_task(
 
 @pytest.mark.skipif(not POSTGRESQL or REDIS, reason="PostgreSQL has connection pools, whatever the broker")
 def test_no_process_of_a_cluster_uses_the_connection_pool_of_another(
-    cluster_with, manager, run, tmp_path, until_started
+    cluster_later, manager, run, tmp_path, until_started
 ):
-    cluster = cluster_with(DJANGO_SETTINGS_MODULE=f"{SETTINGS_MODULE}_pool", PCRUD_TEST_EARLY_QUERY="1")
+    cluster = cluster_later(DJANGO_SETTINGS_MODULE=f"{SETTINGS_MODULE}_pool", PCRUD_TEST_EARLY_QUERY="1")
     names = [manager.launch_async_task(tasks.database_sessions, 20) for _ in range(20)]
     wait_until(lambda: TaskRecord.objects.completed().count() == 20, "all end well")
     # A busy one, as an idle one may have the lock of the queue in its hands.
@@ -144,8 +129,8 @@ def test_no_process_of_a_cluster_uses_the_connection_pool_of_another(
 @pytest.mark.parametrize(
     "methods", ["spawn:spawn", "forkserver:forkserver", "forkserver:fork"], ids=["Windows", "forkserver", "Python 3.14"]
 )
-def test_a_cluster_runs_where_processes_are_not_simply_forked(cluster_with, manager, run, methods):
-    cluster = cluster_with(PCRUD_TEST_START_METHOD=methods)
+def test_a_cluster_runs_where_processes_are_not_simply_forked(cluster_later, manager, run, methods):
+    cluster = cluster_later(PCRUD_TEST_START_METHOD=methods)
     assert [run(tasks.add, number).result for number in range(3)] == [0, 1, 2]
     assert run(tasks.fail, "as ever").error == "as ever"
     wait_until(lambda: sorted(WorkerProcess.objects.values_list("pid", flat=True)) == sorted(cluster.worker_pids), "")

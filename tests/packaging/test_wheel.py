@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import powercrud_dashboard
+from tests.services import running
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("templates", "static")
@@ -145,12 +146,12 @@ class Project:
     def cluster(self) -> Iterator[None]:
         with (self.folder / "cluster.log").open("w") as log:
             command = [str(self.python), "manage.py", "qcluster"]
-            cluster = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
-            try:
-                yield
-            finally:
-                cluster.send_signal(signal.SIGTERM)
-                cluster.wait(DEADLINE)
+            with running(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log) as cluster:
+                try:
+                    yield
+                finally:
+                    cluster.send_signal(signal.SIGTERM)
+                    cluster.wait(DEADLINE)
 
 
 @pytest.mark.long

@@ -28,6 +28,12 @@ def _short_observation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("powercrud_dashboard.engine.processes.OBSERVATION", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def _patient_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not end this process, as a worker is ended that goes on with a task which may be another's by now."""
+    monkeypatch.setattr("powercrud_dashboard.worker.heartbeat.STOPS_WITHIN", 120.0)
+
+
 @pytest.fixture
 def other_app(settings, transactional_db: None) -> Iterator[None]:
     """Install ``tests.otherapp``, with its tables."""

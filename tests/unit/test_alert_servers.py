@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -59,18 +60,22 @@ class Dripping:
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.settimeout(0.1)
         self._is_closed = threading.Event()
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        connected, _address = self._listening.accept()
-        with connected:
-            connected.recv(65_536)
-            connected.sendall(b"HTTP/1.1 200 OK\r\nX-A: ")
-            while not self._is_closed.wait(0.1):
-                connected.sendall(b"a")
+        while not self._is_closed.is_set():
+            # Nobody has come yet, or has gone.
+            with suppress(OSError):
+                connected, _address = self._listening.accept()
+                with connected:
+                    connected.recv(65_536)
+                    connected.sendall(b"HTTP/1.1 200 OK\r\nX-A: ")
+                    while not self._is_closed.wait(0.1):
+                        connected.sendall(b"a")
 
     def close(self) -> None:
         self._is_closed.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from django.core.checks import run_checks
 from powercrud_dashboard.async_manager import AsyncManager
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from powercrud_dashboard.q2 import queue
+from tests.services import serving
 from tests.testapp.models import Project
 from tests.workers import run_queue
 
@@ -57,12 +57,9 @@ def posted():
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}/", found
-        server.shutdown()
-        thread.join()
 
 
 def test_the_readmes_task_runs(project, make_projects, superuser):

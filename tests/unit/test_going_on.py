@@ -20,6 +20,7 @@ from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
 from powercrud_dashboard.exceptions import ClusterStopping, TaskCancelled, TaskGivenUp
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskCursor, TaskRecord
 from tests.clicks import CHANGELIST, TASKS, choose, last
+from tests.services import wait_until
 from tests.testapp.models import Country, Project
 from tests.workers import run_queue, silence
 
@@ -62,12 +63,6 @@ def worked(with_actions) -> Worked:
     return worked
 
 
-@pytest.fixture(autouse=True)
-def patient_heartbeat(monkeypatch):
-    """Attempts that were given up wait for others here, as long as that takes on a busy machine."""
-    monkeypatch.setattr("powercrud_dashboard.worker.heartbeat.STOPS_WITHIN", 120.0)
-
-
 POLICY = RetryPolicy(2, backoff=0, retry_on=[Exception])
 
 
@@ -100,10 +95,10 @@ def meanwhile(act: Callable[[], object]) -> None:
         # It keeps others from writing.
         connection.close()
     other = threading.Thread(target=act)
-    other.start()
     # This attempt may be told to stop meanwhile: only once the other session is done.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG, signal.SIGCONT})
     try:
+        other.start()
         other.join()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -111,13 +106,17 @@ def meanwhile(act: Callable[[], object]) -> None:
 
 def go_on() -> TaskRecord:
     """Run what is queued and what is due, until nothing is."""
-    for _ in range(20):
+
+    def nothing_is_left() -> bool:
         with suppress(TimeoutException):
             run_queue()
         if not ActiveTask.objects.waiting().update(next_run_at=timezone.now()):
-            break
+            return True
         # None is sent while the heartbeat thread of an attempt that was given up has the row.
         AsyncManager.send_due_tasks()
+        return False
+
+    wait_until(nothing_is_left, "all has been run")
     return last()
 
 

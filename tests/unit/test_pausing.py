@@ -17,6 +17,7 @@ from django_q.models import OrmQ, Task
 from powercrud_dashboard.admin import BackgroundAction, background_action
 from powercrud_dashboard.async_context import get_current_task, track
 from powercrud_dashboard.async_manager import AsyncManager, RetryPolicy
+from powercrud_dashboard.engine import processes
 from powercrud_dashboard.engine.pace import Throttle
 from powercrud_dashboard.exceptions import TaskCancelled, TaskConflict, TaskNotPausable
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskCursor, TaskRecord, WorkerProcess
@@ -50,6 +51,13 @@ def test_the_timeline_of_a_paused_task_is_in_words(manager, boss, record_of):
 def _nothing_done() -> None:
     done.clear()
     acts.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_heartbeat(monkeypatch, settings) -> None:
+    """Keep the thread that beats from seeing a request in a moment that no test knows."""
+    monkeypatch.setattr(processes, "HEARTBEAT_INTERVAL", 3600)
+    settings.POWERCRUD_SETTINGS = {**settings.POWERCRUD_SETTINGS, "DASHBOARD_HEARTBEAT_TIMEOUT": 3600}
 
 
 def loop(count: int) -> int:
@@ -276,7 +284,9 @@ def test_items_that_are_rolled_back_are_not_done(manager, record_of, func):
     assert sorted(Project.objects.values_list("name", flat=True)) == ["0", "1", "2", "3"]
 
 
-def test_one_that_its_caller_waits_for_runs_to_its_end(manager, record_of):
+def test_one_that_its_caller_waits_for_runs_to_its_end(manager, record_of, monkeypatch):
+    monkeypatch.setattr(processes, "HEARTBEAT_INTERVAL", 0)
+
     def pause():
         assert manager.pause_task(get_current_task().task_name)
         worker = WorkerProcess.objects.get(tasks__task_name=get_current_task().task_name)
