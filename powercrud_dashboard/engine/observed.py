@@ -319,6 +319,9 @@ def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
         return True
     if is_later and record.status == TaskStatus.SUCCESS:
         return _write_further_run(record, task)
+    if record.started_at is None and task.started_at is not None and record.finished_at == task.stopped_at:
+        _add_start(record, task)
+        return False
     return _write_later_end(record, task)
 
 
@@ -334,6 +337,13 @@ def _write_further_run(record: TaskRecord, task: EndedTask) -> bool:
     TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + 1)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
     return True
+
+
+def _add_start(record: TaskRecord, task: EndedTask) -> None:
+    """Write what a worker knows of an end that django-q2's row has told before: when the task began, and where."""
+    columns = {"started_at": task.started_at, "run_time": _change_of(task).columns["run_time"], **_place_of(task)}
+    if TaskRecord.objects.filter(pk=record.pk, started_at=None).update(**columns):
+        TaskEvent.objects.add([{**_lines(task)[1], "record": record.pk}])
 
 
 def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -132,6 +133,19 @@ def test_a_failed_task_that_django_q_runs_again_gets_its_newer_end(record_of):
     statistics.count_ended()
     assert sum(row.failed for row in TaskStatistics.objects.all()) == 1
     assert sum(row.completed for row in TaskStatistics.objects.all()) == 1
+
+
+def test_what_a_worker_knows_of_an_end_is_added_to_what_the_row_has_told(record_of):
+    task = ended()
+    of_row = replace(task, started_at=None, worker_host="", worker_pid=None)
+    assert observed.record_ended([of_row], by_rows=True) == 1
+    assert record_of(task.id).run_time == timedelta()
+    for _time in range(2):
+        assert observed.record_ended([task]) == 0
+    record = record_of(task.id)
+    assert (record.started_at, record.run_time, record.worker_pid) == (task.started_at, timedelta(seconds=2), 4711)
+    assert (record.status, record.attempts, record.finished_at) == ("success", 1, task.stopped_at)
+    assert sorted(lines_of(task)) == ["complete", "create", "start"]
 
 
 @pytest.mark.parametrize("success", [True, False])
