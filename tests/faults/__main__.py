@@ -77,6 +77,8 @@ def _in_its_own_process(lane: str, rounds: int, seed: int, hosts: str, faults: l
             "DJANGO_SETTINGS_MODULE": "tests.settings.faults",
             "PCRUD_FAULTS_LANE": lane,
             "PCRUD_TEST_STATE": state,
+            # It would have another directory.
+            "PYTEST_XDIST_WORKER": "",
             HOSTS: hosts,
             "PYTHONPATH": os.pathsep.join([os.getcwd(), f"{state}/modules"]),
         }

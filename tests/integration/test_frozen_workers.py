@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from django.db import connection, connections, transaction
-from django.db.models.functions import Now
-from django_q.models import OrmQ
 
 from powercrud_dashboard.async_manager import RetryPolicy
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.exceptions import WorkerLost
 from powercrud_dashboard.models import ActiveTask, ConflictLock, WorkerProcess
+from powercrud_dashboard.worker.heartbeat import BEGINS_WITHIN
 from tests.conftest import POSTGRESQL, Cluster
 from tests.services import wait_until
 from tests.testapp import tasks
@@ -166,10 +165,10 @@ def test_a_worker_that_can_not_write_its_heartbeat_stops_its_task(
 def test_a_task_begins_once_a_worker_that_could_not_write_its_heartbeat_has_written_one(
     cluster, manager, record_of, tmp_path
 ):
-    """The database was away while it was idle."""
+    """The database was away while it was idle, and is so for longer than the worker waits with the task."""
     path = tmp_path / "go on"
-    workers = WorkerProcess.objects.silent_for(app_settings.DASHBOARD_HEARTBEAT_TIMEOUT)
-    waiting = OrmQ.objects.filter(lock__lte=Now())
+    seconds = app_settings.DASHBOARD_HEARTBEAT_TIMEOUT
+    workers, for_long = (WorkerProcess.objects.silent_for(it) for it in (seconds, seconds + 2 * BEGINS_WITHIN))
     with closing(connections.create_connection("default")) as other:
         other.set_autocommit(False)
         with other.cursor() as cursor:
@@ -177,8 +176,7 @@ def test_a_task_begins_once_a_worker_that_could_not_write_its_heartbeat_has_writ
             cursor.execute(f"SELECT FROM {WorkerProcess._meta.db_table} FOR NO KEY UPDATE")
             wait_until(lambda: workers.count() == len(cluster.worker_pids), "they are silent")
             name = manager.launch_async_task(tasks.wait_for_file, str(path))
-            wait_until(lambda: not waiting.exists(), "a cluster has taken it")
-            wait_until(waiting.exists, "it is left to others, of which there are none")
+            wait_until(lambda: for_long.count() == len(cluster.worker_pids), "they are silent for long")
             assert not list(tmp_path.iterdir())
             assert record_of(name).status == "pending"
         other.rollback()
