@@ -193,13 +193,16 @@ class _WorkerSide:
         """Take the place of ``put`` of django-q2's queue of results."""
         running, self._running = self._running, None
         if running is not None and running.message is result:
-            try:
-                self._note(running)
-            except (Exception, SystemExit):
-                logger.warning("The end of a task could not be observed", exc_info=True)
+            self._note(running)
         self._put(result)
 
     def _note(self, running: _Running) -> None:
+        try:
+            self._keep_end_of(running)
+        except (Exception, SystemExit):
+            logger.warning("The end of a task could not be observed", exc_info=True)
+
+    def _keep_end_of(self, running: _Running) -> None:
         # A copy, as the message no longer has its time limit.
         message = {**_as_passed_on(running.message), "timeout": running.timeout}
         run = Run(message, running.started_at, self._host, os.getpid())
@@ -213,6 +216,11 @@ class _WorkerSide:
 
     def finish(self) -> bool:
         """Write what is left. Return whether all is written."""
+        running, self._running = self._running, None
+        if running is not None and sys.exc_info()[1] is not None:
+            # An error ends this process that django-q2 does not catch, such as SystemExit, or that of a receiver.
+            running.message.update(_failure())
+            self._note(running)
         return self._writer is None or self._writer.finish()
 
     def _write(self) -> None:

@@ -153,6 +153,15 @@ def test_a_task_that_ignores_its_time_limit_is_ended_as_by_django_q2(cluster_lat
     assert cluster.stop() == 0
 
 
+def test_a_task_that_ends_its_worker_is_recorded_as_failed(cluster, record_of):
+    task_id = async_task("tests.testapp.tasks.leave")
+    wait_until(lambda: has_status(task_id, "failed"), "its failure is recorded", 60)
+    record = record_of(task_id)
+    assert (record.error, record.exception_class) == ("the task wanted out", "builtins.SystemExit")
+    assert "in leave" in record.traceback
+    assert result(async_task(ADD, 1, 2), wait=60_000) == 3
+
+
 def test_a_clean_stop_loses_nothing_and_a_killed_cluster_little(cluster_later, record_of):
     first = cluster_later()
     ids = [async_task(ADD, number) for number in range(40)]
