@@ -420,7 +420,7 @@ def _withdraw_failed(task_name: str) -> None:
 
 
 def seem_lost() -> set[str]:
-    """Return the names of the recorded running tasks whose worker process sends no heartbeat, or is gone.
+    """Return the names of the recorded running tasks whose worker process sends no heartbeat, is gone, or runs another.
 
     One that has just ended may be among them: what is still so after a few seconds is lost.
     """
@@ -436,13 +436,15 @@ def seem_lost() -> set[str]:
     began: dict[tuple[str, int], list[datetime]] = {}
     for row in worker_processes.filter(lost_at=None):
         began.setdefault((row.host, row.pid), []).append(row.started_at + row.clock_offset)
-    # A process that began after the task only has the same number.
-    late = timedelta(seconds=CLOCKS_DIFFER)
-    return {
-        name
-        for name, host, pid, started in running
-        if not any(at <= started + late for at in began.get((host, pid), ()))
-    }
+    newest = {(host, pid): started for _name, host, pid, started in sorted(running, key=lambda row: row[3])}
+
+    def may_run(host: str, pid: int, started: datetime) -> bool:
+        # A process that began after the task only has the same number.
+        found = [at for at in began.get((host, pid), ()) if at <= started + timedelta(seconds=CLOCKS_DIFFER)]
+        # It runs one task at a time. Of two of the same number it is not known which one runs what.
+        return len(found) > 1 or (bool(found) and started == newest[host, pid])
+
+    return {name for name, host, pid, started in running if not may_run(host, pid, started)}
 
 
 def _at(places: set[tuple[str, int]]) -> Any:

@@ -499,6 +499,19 @@ def this_worker(monkeypatch):
     return worker
 
 
+def test_a_worker_that_runs_another_task_has_ended_the_one_before(this_worker):
+    before, now = told(), told()
+    plain.record_running(before, timezone.now() - timedelta(minutes=5))
+    assert plain.seem_lost() == set()
+    plain.record_running(now, timezone.now())
+    assert plain.seem_lost() == {before["id"]}
+    # Another process of the same number, as in a container with the same host name.
+    one = WorkerProcess.objects.get()
+    other = WorkerProcess.objects.create(identity="1", host=one.host, pid=one.pid)
+    WorkerProcess.objects.filter(pk=other.pk).update(started_at=one.started_at)
+    assert plain.seem_lost() == set()
+
+
 def test_a_worker_that_was_declared_lost_and_lives_still_runs_its_task(this_worker):
     plain.record_running(told(), timezone.now() - timedelta(minutes=5))
     WorkerProcess.objects.update(lost_at=timezone.now())
