@@ -100,6 +100,8 @@ def test_whoever_has_launched_a_long_task_gets_one_mail(end, with_settings):
     assert (sent.subject, sent.to) == ("Re-price: completed", ["boss@example.com"])
     assert f"https://admin.example.com{LIST}{record.pk}/change/" in sent.body
     assert f"https://admin.example.com{LIST}notifications/" in sent.body
+    # Who reads it may be in another time zone.
+    assert re.findall(r"^(Launched|Ended): .+ [A-Z]{3}$", sent.body, re.M) == ["Launched", "Ended"]
     assert sent.extra_headers["Auto-Submitted"] == "auto-generated"
     # Nothing else was to be told.
     assert not TaskNotice.objects.exists()
