@@ -128,10 +128,12 @@ def _apart(change: Callable[..., object], *args: object) -> None:
 
 
 def look_after_alerts() -> None:
-    """Evaluate, and delete the alerts that have ended long ago."""
+    """Evaluate, delete the alerts that have ended long ago, and the messages to whom the settings name no more."""
     evaluate()
     with impatient_transaction():
         Alert.objects.all().outdated().delete()
+        # Without any channel no thread sends, and forgets, them.
+        AlertMessage.objects.exclude(channel__in=Rules().channels).delete()
 
 
 class _InBackground:

@@ -11,6 +11,7 @@ from django.core import mail
 from django.utils import timezone
 
 from powercrud_dashboard.engine.alert_messages import SIGNATURE_HEADER, TIMESTAMP_HEADER, send_due, signature
+from powercrud_dashboard.engine.cleanup import Cleanup
 from powercrud_dashboard.models import Alert, AlertMessage
 from powercrud_dashboard.models.alerts import MAX_TRIES
 from tests import alerting
@@ -163,6 +164,16 @@ def test_a_channel_that_is_not_in_the_settings_any_more_is_forgotten(told_to, se
     assert send_due() == 0
     assert not AlertMessage.objects.exists()
     assert alerting.told == []
+
+
+def test_without_any_channel_the_cleanup_forgets_what_was_still_to_be_told(told_to, settings):
+    told_to(call="tests.alerting.refuse")
+    assert send_due() == 0
+    # The threads of a worker send nothing where nobody is to be told.
+    worker(1)
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_ALERTS": {}}
+    Cleanup().run()
+    assert not AlertMessage.objects.exists()
 
 
 def test_the_signature_stays_as_receivers_know_it():
