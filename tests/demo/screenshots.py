@@ -47,6 +47,7 @@ IN_DOCS_IN_THEMES = {
 NOT_IN_DOCS = ("confirm-error", "tasks-empty", "failures-empty", "edit-error", "task-queued", "tasks-filtered")
 DEADLINE = 60
 TASKS = "/admin/powercrud_dashboard/taskrecord/"
+FUNCTIONS = "tests.demo.inventory.tasks."
 
 
 def main() -> None:
@@ -150,13 +151,16 @@ class Tour:
 
         django.setup()
         from django.contrib.auth import get_user_model
+        from django_q.tasks import async_task
 
         from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-        from powercrud_dashboard.models import ConflictLock, TaskRecord
+        from powercrud_dashboard.models import Alert, AlertKind, ConflictLock, TaskRecord
         from tests.demo.inventory.models import SourceFile
 
         self.shoot("tasks-empty", TASKS)
         self.shoot("failures-empty", f"{TASKS}failures/")
+        self.shoot("cluster-test-stopped", f"{TASKS}cluster/", self._test_cluster("No cluster is running"))
+        self._forget_tests()
         manager = DashboardAsyncManager()
         user = get_user_model().objects.get(username=USERNAME)
         files = list(SourceFile.objects.order_by("pk"))
@@ -164,7 +168,7 @@ class Tour:
 
         def launch(name: str, label: str, chosen: list[Any], **more: Any) -> Any:
             task_name = manager.launch_async_task(
-                f"tests.demo.inventory.tasks.{name}",
+                f"{FUNCTIONS}{name}",
                 pks=[file.pk for file in chosen],
                 model="inventory.sourcefile",
                 conflict_ids={"inventory.SourceFile": [file.pk for file in chosen]},
@@ -179,21 +183,25 @@ class Tour:
             record.refresh_from_db()
             return bool(record.is_finished)
 
-        done = launch("parse_and_count", "Parse and count definitions (120 objects)", files[300:420])
-        failed = [
-            launch("parse_and_count", "Parse and count definitions (1 object)", [file]) for file in unparsable[:4]
-        ]
+        parsable = [file for file in files[300:420] if file.path.endswith(".py")]
+        done = launch("parse_and_count", "Parse and count definitions", parsable[:24])
+        failed = [launch("parse_and_count", "Parse and count definitions", [file]) for file in unparsable[:3]]
         self.shoot("task-queued", f"{TASKS}{done.pk}/change/")
         start_cluster()
         wait_until(lambda: all(ended(record) for record in [done, *failed]), "the first tasks end")
         again = TaskRecord.objects.get(task_name=manager.retry_task(failed[0].task_name, user=user))
         wait_until(lambda: ended(again), "the retry ends")
-        _without_paths_of_this_machine(again)
+        for record in (*failed, again):
+            _without_paths_of_this_machine(record)
+        async_task(f"{FUNCTIONS}refresh_checksums", 5, task_name="refresh checksums at night")
+        self.click("recompute_checksums", files[440:465])
+        recomputed = TaskRecord.objects.latest("pk")
         self.click("count_each", [*files[420:440], *unparsable[:2]])
         counted = TaskRecord.objects.latest("pk")
         self.click("list_as_csv", files[:40], **{"pcrud-confirmed": "1", "pcrud-separator": ";", "pcrud-order": "path"})
         listed = TaskRecord.objects.latest("pk")
-        wait_until(lambda: ended(counted) and ended(listed), "the actions end")
+        wait_until(lambda: all(ended(record) for record in (recomputed, counted, listed)), "the actions end")
+        wait_until(lambda: TaskRecord.objects.finished().filter(source="django_q"), "the plain task is recorded")
         stopped = launch("stretch_checksums", "Stretch checksums (80 objects)", files[200:280])
         manager.cancel_task(stopped.task_name, user=user)
         slow = [
@@ -219,6 +227,9 @@ class Tour:
         if lock is not None:
             self.shoot("release", f"{TASKS}locks/{lock.pk}/release/")
         self.shoot("cluster", f"{TASKS}cluster/")
+        for hour in ("two", "three", "four"):
+            async_task(f"{FUNCTIONS}refresh_checksums", 30, task_name=f"refresh at {hour}", group="nightly")
+        self.shoot("queue", f"{TASKS}cluster/queue/")
         self.shoot("failures", f"{TASKS}failures/")
         self.shoot("task-failed", f"{TASKS}{again.pk}/change/")
         self.shoot("task-completed", f"{TASKS}{done.pk}/change/")
@@ -236,11 +247,41 @@ class Tour:
         self.shoot("group", f"{TASKS}groups/{group.group}/")
         for record in TaskRecord.objects.unfinished():
             manager.cancel_task(record.task_name, user=user)
+        self.shoot("cluster-test", f"{TASKS}cluster/", self._test_cluster("Passed"))
+        self._forget_tests()
         manage("load_history")
         self.shoot("insights", f"{TASKS}insights/")
+        self.shoot("function", f"{TASKS}function/?func={FUNCTIONS}mail_report")
         self._run_schedules()
         self.shoot("schedules", f"{TASKS}schedules/")
-        self.shoot("function", f"{TASKS}function/?func=tests.demo.inventory.tasks.mail_report")
+        for file in (unparsable * 10)[:10]:
+            failing = launch("parse_and_count", "Parse and count definitions", [file])
+            wait_until(lambda record=failing: ended(record), "it fails")
+        wait_until(lambda: Alert.objects.all().open().count() == 2, "the alerts are opened")
+        Alert.objects.filter(kind=AlertKind.FAILURE_RATE).acknowledge(user, USERNAME)
+        for page in self.opened.values():
+            # This has the messages of what has ended.
+            page.goto(TASKS)
+        self.shoot("alerts", f"{TASKS}alerts/")
+
+    @staticmethod
+    def _test_cluster(words: str) -> Callable[[Page], None]:
+        """Return what starts a test of the cluster, and waits for the words in its report."""
+
+        def test(page: Page) -> None:
+            page.get_by_role("button", name="Test the cluster").click()
+            page.wait_for_url("**/report/**")
+            wait_until(lambda: page.reload() and page.get_by_text(words).count(), words)
+
+        return test
+
+    @staticmethod
+    def _forget_tests() -> None:
+        from powercrud_dashboard.engine import smoke
+        from powercrud_dashboard.models import TaskRecord
+
+        for record in TaskRecord.objects.tests_of_the_cluster():
+            smoke.forget(record.task_name)
 
     @staticmethod
     def _run_schedules() -> None:
@@ -258,7 +299,7 @@ class Tour:
             record = TaskRecord.objects.get(task_name=declared.launch())
             run_scheduled(declared.name)
             wait_until(lambda name=record.task_name: TaskRecord.objects.finished().filter(task_name=name), "it ends")
-        func = "tests.demo.inventory.tasks.refresh_checksums"
+        func = f"{FUNCTIONS}refresh_checksums"
         Schedule.objects.create(name="refresh all", func=func, cluster="nightly", schedule_type=Schedule.WEEKLY)
         Schedule.objects.filter(name="refresh all").update(next_run=timezone.now() - timedelta(hours=5))
         Schedule.objects.create(name="old report", func=func, schedule_type=Schedule.MONTHLY, next_run=None)

@@ -98,7 +98,7 @@ Q_CLUSTER = {
 
 JAZZMIN_UI_TWEAKS = {"default_theme_mode": "auto"}
 
-POWERCRUD_SETTINGS = {"CACHE_NAME": "default", "DASHBOARD_MAIL_AFTER": 60}
+POWERCRUD_SETTINGS = {"CACHE_NAME": "default", "DASHBOARD_MAIL_AFTER": 60, "DASHBOARD_RELEASE": "v2.4"}
 
 # What the tasks log is on their pages; the console of the demo stays quiet.
 LOGGING = {

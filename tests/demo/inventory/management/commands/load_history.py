@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
-from powercrud_dashboard.models import FailureReason, TaskRecord, TaskStatus
+from powercrud_dashboard.models import Alert, AlertKind, FailureReason, TaskRecord, TaskStatus
 from powercrud_dashboard.models.statuses import Resolution
 from powercrud_dashboard.text import message_pattern
 from tests.demo.login import USERNAME
@@ -45,8 +45,31 @@ class Command(BaseCommand):
         records = [_record(number, *what, chance, now, user) for number, what in enumerate(_ends(chance, now))]
         # As they were launched, which is the order of the list.
         TaskRecord.objects.bulk_create(sorted(records, key=lambda record: record.created_at), batch_size=500)
+        Alert.objects.bulk_create(_alerts(now, user))
         DashboardAsyncManager().cleanup_completed_tasks()
         self.stdout.write(f"{len(records)} tasks of the last {DAYS} days")
+
+
+def _alerts(now: datetime, user: Any) -> list[Alert]:
+    """Return alerts that have ended: of a morning with much work, and of a night with a broken host."""
+    busy, broken = now - timedelta(days=4, hours=2), now - timedelta(days=11, hours=7)
+    return [
+        Alert(
+            kind=AlertKind.OLDEST_WAIT,
+            subject="demo",
+            details={"seconds": 925},
+            opened_at=busy,
+            resolved_at=busy + timedelta(minutes=12),
+        ),
+        Alert(
+            kind=AlertKind.NO_WORKERS,
+            opened_at=broken,
+            acknowledged_at=broken + timedelta(minutes=4),
+            acknowledged_by=user,
+            acknowledged_label=USERNAME,
+            resolved_at=broken + timedelta(minutes=31),
+        ),
+    ]
 
 
 def _ends(chance: random.Random, now: datetime) -> Iterator[tuple[tuple[Any, ...], datetime]]:
