@@ -22,6 +22,7 @@ from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.q2 import queue
 from tests import services
+from tests.fork_server import Forked, ForkServer
 from tests.services import wait_until
 from tests.testapp.models import Project
 from tests.webhooks import Receiver
@@ -138,19 +139,8 @@ def record_of() -> Callable[[str], TaskRecord]:
 class Cluster:
     """A real qcluster process, which the test may stop, kill or look into."""
 
-    def __init__(self, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "django", "qcluster"],
-            env={
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": SETTINGS_MODULE,
-                # The error lines of tasks that are meant to fail help nobody.
-                "PYTHONWARNINGS": "ignore",
-                **environment,
-            },
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def __init__(self, process: subprocess.Popen[bytes] | Forked) -> None:
+        self.process = process
         try:
             wait_until(lambda: len(self.worker_pids) == settings.Q_CLUSTER["workers"], "the cluster runs")
         except BaseException:
@@ -186,13 +176,30 @@ def _empty_queue(transactional_db: None) -> None:
     get_broker().delete_queue()
 
 
+def cluster_environment() -> dict[str, str]:
+    # The error lines of tasks that are meant to fail help nobody.
+    return {**os.environ, "DJANGO_SETTINGS_MODULE": SETTINGS_MODULE, "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer(cluster_environment())
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cluster_later(_empty_queue: None) -> Iterator[Callable[..., Cluster]]:
+def cluster_later(_empty_queue: None, fork_server: ForkServer) -> Iterator[Callable[..., Cluster]]:
     """Starts a cluster when the test calls it, with these variables in its environment."""
     with ExitStack() as stops:
 
         def start(**environment: str) -> Cluster:
-            running = Cluster(**environment)
+            if not environment:
+                running = Cluster(fork_server.start("qcluster"))
+            else:
+                command = [sys.executable, "-m", "django", "qcluster"]
+                options = {"stderr": subprocess.DEVNULL, "start_new_session": True}
+                running = Cluster(subprocess.Popen(command, env={**cluster_environment(), **environment}, **options))
             stops.callback(running.stop)
             return running
 

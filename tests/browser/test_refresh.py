@@ -93,10 +93,11 @@ def test_every_page_that_refreshes_itself_offers_to_reload(failing, queued, addr
     expect(link).to_be_visible(timeout=SOON)
     # Screen readers announce it.
     assert notice(failing).evaluate("element => element.closest('[aria-live=polite]') !== null")
-    failing.unroute_all()
+    # The notice is there as long as refreshes fail.
     with failing.expect_event("load"):
         link.click()
     assert failing.url.endswith(address)
+    failing.unroute_all()
     expect(notice(failing)).to_be_hidden()
 
 

@@ -21,19 +21,15 @@ OBJECTS = 50
 
 
 class Racers:
-    def __init__(self, processes: list[subprocess.Popen[str]]) -> None:
-        self.processes = processes
-        self.answers()
-
-    def answers(self) -> list[str]:
-        return [process.stdout.readline().strip() for process in self.processes]
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdout.readline() == "ready\n"
 
     def all_do(self, command: str) -> list[str]:
-        """Give all of them the same command at once, "#" being the number of each; return their answers."""
-        for number, process in enumerate(self.processes):
-            process.stdin.write(f"{command.replace('#', str(number))}\n")
-            process.stdin.flush()
-        return self.answers()
+        """Give all of them the same command at once, "#" being the place of each; return their answers."""
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().split()
 
 
 @pytest.fixture
@@ -41,20 +37,17 @@ def start_racers(transactional_db) -> Iterator[Callable[[int], Racers]]:
     with ExitStack() as running:
 
         def start(number: int) -> Racers:
-            return Racers([running.enter_context(one_racer()) for _racer in range(number)])
+            # Leaving the context closes the standard input, at which they end, and waits for that.
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tests.integration.racer", str(number)],
+                env={**os.environ, "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            return Racers(running.enter_context(process))
 
         yield start
-
-
-def one_racer() -> subprocess.Popen[str]:
-    # Leaving the context closes its standard input, at which it ends, and waits for that.
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.integration.racer"],
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_of_twenty_processes_exactly_one_gets_the_objects(start_racers):
@@ -78,7 +71,6 @@ def test_a_whole_model_is_held_by_one_or_its_objects_by_others(start_racers):
         assert answers.count("all") <= 1
         assert ConflictLock.objects.count() == 8 - answers.count("lost")
         racers.all_do("release")
-        racers.processes.reverse()
     assert not ConflictLock.objects.exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.core.management import call_command
@@ -13,7 +14,6 @@ from django_q.models import Schedule
 from powercrud_dashboard import schedules
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from powercrud_dashboard.schedules import run_scheduled
-from tests.conftest import Cluster
 from tests.services import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.django_db(transaction=True)]
@@ -32,17 +32,9 @@ def declared():
 
 
 @pytest.fixture
-def start_cluster(_empty_queue, tmp_path):
-    started: list[Cluster] = []
-
-    def start() -> Cluster:
-        # The guard looks for due schedules after 30 seconds of its cycles: so it does in the first of them.
-        started.append(Cluster(PCRUD_TEST_SCHEDULES=str(tmp_path / "go"), PCRUD_TEST_GUARD_CYCLE="30"))
-        return started[-1]
-
-    yield start
-    for cluster in started:
-        cluster.stop()
+def start_cluster(cluster_later, tmp_path):
+    # The guard looks for due schedules after 30 seconds of its cycles: so it does in the first of them.
+    return partial(cluster_later, PCRUD_TEST_SCHEDULES=str(tmp_path / "go"), PCRUD_TEST_GUARD_CYCLE="30")
 
 
 def test_schedules_fire_fail_and_skip(declared, start_cluster, tmp_path, boss):
