@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
-import time
+import subprocess
+import sys
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from powercrud_dashboard.worker import process
@@ -24,28 +26,37 @@ class Sentinel:
         return "Working"
 
 
-def _ignore_sigterm(is_ready: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    is_ready.set()
-    time.sleep(600)
+class StubbornWorker:
+    """A process that ignores a SIGTERM, with the methods of those of multiprocessing."""
 
+    def __init__(self, timer: float) -> None:
+        self.timer = SimpleNamespace(value=timer)
+        ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+        code = f"{ignore}; print('ready', flush=True); time.sleep(600)"
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            assert output.readline() == "ready\n"
+        self._process.terminate()
+        self.pid, self.kill = self._process.pid, self._process.kill
 
-def stubborn_worker(timer: float) -> Any:
-    context = multiprocessing.get_context("fork")
-    is_ready = context.Event()
-    worker: Any = context.Process(target=_ignore_sigterm, args=(is_ready,), daemon=True)
-    worker.timer = context.Value("f", timer)
-    worker.start()
-    assert is_ready.wait(30)
-    worker.terminate()
-    return worker
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
 
 
 def test_one_whose_task_has_overrun_its_limit_is_killed_and_no_other(monkeypatch):
     monkeypatch.setattr(process, "KILLED_AFTER", 0.0)
     sentinel = Sentinel()
     overruns = process._Overruns(sentinel)
-    late, recycled = stubborn_worker(0), stubborn_worker(-2)
+    late, recycled = StubbornWorker(0), StubbornWorker(-2)
     try:
         for worker in (late, recycled):
             sentinel.reincarnate(worker)
@@ -61,12 +72,10 @@ def test_one_whose_task_has_overrun_its_limit_is_killed_and_no_other(monkeypatch
 
 
 def test_the_end_of_the_cluster_waits_until_it_has_ended(monkeypatch):
-    monkeypatch.setattr(process, "KILLED_AFTER", 1.0)
+    monkeypatch.setattr(process, "KILLED_AFTER", 0.5)
     sentinel = Sentinel()
     overruns = process._Overruns(sentinel)
-    late = stubborn_worker(0)
+    late = StubbornWorker(0)
     sentinel.reincarnate(late)
-    assert sentinel.status() == "Working"
-    assert late.is_alive()
     overruns.end()
     assert late.exitcode == -signal.SIGKILL
