@@ -183,6 +183,12 @@ def test_a_history_that_is_not_pruned(well, manager, settings):
     assert "longer than the 7 days" in problem("history")["text"]
 
 
+def test_a_retention_that_is_none_is_a_mistake_of_the_settings_alone(well, settings):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_RETENTION_DAYS": {"success": "a week", "failed": 30}}
+    assert "'success'" in problem("settings")["text"]
+    assert "kept: failed 30 d;" in examine()[1]["history"][0]["text"]
+
+
 def test_what_can_not_be_examined_is_a_problem_and_keeps_no_other_from_it(well, settings):
     settings.CACHES = {**settings.CACHES, "broken": {"BACKEND": "nowhere.Cache"}}
     settings.POWERCRUD_SETTINGS = {"CACHE_NAME": "broken"}

@@ -15,7 +15,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from powercrud_dashboard import __version__
-from powercrud_dashboard.conf import app_settings
+from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.dashboard.formatting import precise_duration
 from powercrud_dashboard.engine import health
 from powercrud_dashboard.engine.launch import runs_in_caller
@@ -255,7 +255,8 @@ def history(context: Context) -> Iterator[Finding]:
     if app_settings.DASHBOARD_RECORDER is None:
         yield Finding(NOTE, "No history is kept (DASHBOARD_RECORDER is None): the pages are empty.")
         return
-    retention = {status: days for status, days in app_settings.DASHBOARD_RETENTION_DAYS.items() if days is not None}
+    given = app_settings.DASHBOARD_RETENTION_DAYS.items()
+    retention = {status: days for status, days in given if days is not None and is_retention(days)}
     records = TaskRecord.objects.count()
     kept = ", ".join(f"{status} {days} d" for status, days in sorted(retention.items())) or "for good"
     yield Finding(OK, f"{counted(records, 'record')}, {_size()}; kept: {kept}{_observed_are_kept()}.")
