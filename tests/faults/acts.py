@@ -51,6 +51,8 @@ def work(fleet: Fleet) -> None:
             f"the health address of {web} says that all is well, with four workers",
             lambda web=web: _is_well(fleet.health(web), workers=4),
         )
+    problems = _problems(fleet, "web-1", f"--timeout={DEADLINE}")
+    fleet.expect(f"the doctor finds no problem on web-1 {problems or ''}", not problems)
     with held():
         task = fleet.launch("web-1", "work_while_held")
         (locked,) = ConflictLock.objects.filter(active_task__task_name=task).values_list("object_id", flat=True)
@@ -146,9 +148,9 @@ def set_clocks_apart(fleet: Fleet) -> None:
                 )
             reasons = {reason["code"] for reason in fleet.health(web)["reasons"]}
             fleet.expect(f"the health address of {web} tells of the clocks", reasons == {"clock"})
-        told = json.loads(fleet.manage("worker-1", "pcrud", "doctor", "--no-test", "--json").stdout)
-        clocks = [it["text"] for it in told["findings"] if "clock" in it["text"] and it["level"] == "problem"]
-        fleet.expect("the doctor names the hosts whose clocks are wrong", len(clocks) >= 2)
+        problems = _problems(fleet, "worker-1", "--no-test")
+        named = [host for host in WORKER_HOSTS if any(f"clock of {host} is" in text for text in problems)]
+        fleet.expect("the doctor names the hosts whose clocks are wrong", named == [*WORKER_HOSTS])
     fleet.expect_completed("all tasks complete", tasks)
     records = TaskRecord.objects.filter(task_name__in=tasks)
     fleet.expect("each in its first attempt", set(records.values_list("attempts", flat=True)) == {1})
@@ -190,6 +192,7 @@ def deploy(fleet: Fleet) -> None:
     _look_at_what_is_newer(fleet, after)
     _replace_workers(fleet, "worker-2", fleet.new)
     fleet.start_webs(fleet.new, "web-2")
+    fleet.is_deployed = True
     _use_both_worker_hosts(fleet, "all hosts run tasks of the new release", action="work_differently")
     releases = set(TaskRecord.objects.filter(task_name__in=after).values_list("release", flat=True))
     fleet.expect("tasks tell the release that has launched them", releases == {fleet.new.name})
@@ -199,8 +202,9 @@ def _look_at_what_is_newer(fleet: Fleet, tasks: list[str]) -> None:
     """Look at what a new web host has launched beside old workers: what both releases can do, and what is new."""
     same, new = tasks
     if fleet.new.releases_later:
-        waiting = TaskRecord.objects.filter(task_name__in=tasks)
-        fleet.expect("what a new web host launches in a newer format waits", waiting.unfinished().count() == 2)
+        waiting = TaskRecord.objects.queued().filter(release=fleet.new.name)
+        names = set(waiting.values_list("task_name", flat=True))
+        fleet.expect("what a new web host launches in a newer format waits", names == set(tasks))
         fleet.start_workers("worker-1", fleet.new)
         fleet.expect_completed("the first new worker host runs it", tasks)
         fleet.expect("and no other one", {where(task)[-1] for task in tasks} == {"worker-1"})
@@ -283,6 +287,11 @@ def _find_what_redis_has_lost(fleet: Fleet, tasks: list[str]) -> None:
     fleet.expect(
         f"and completes all of them but {lost.count()} that Redis has lost{told_of(others)}", not others.exists()
     )
+
+
+def _problems(fleet: Fleet, host: str, *options: str) -> list[str]:
+    told = json.loads(fleet.manage(host, "pcrud", "doctor", "--json", *options).stdout)
+    return [finding["text"] for finding in told["findings"] if finding["level"] == "problem"]
 
 
 def _run_on(host: str, *tasks: str) -> bool:

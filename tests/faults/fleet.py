@@ -66,6 +66,7 @@ class Fleet:
     clusters: dict[str, Cluster] = field(default_factory=dict)
     launched: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    is_deployed: bool = False
     _used: int = 0
     _started: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -98,10 +99,12 @@ class Fleet:
             web.stop()
 
     def manage(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the project on a host, to its end."""
-        options = {**self.hosts[host].options(), **self.new.options}
+        """Run a command of the project on a host, to its end; of the old release unless all hosts have the new one."""
+        release = self.new if self.is_deployed else self.old
+        options = {**self.hosts[host].options(), **release.options}
         return subprocess.run(
             self.hosts[host].command([sys.executable, "-W", "ignore", "-m", "django", *arguments]),
+            cwd=release.directory,
             env={**os.environ, "PCRUD_FAULTS_OPTIONS": json.dumps(options)},
             capture_output=True,
             text=True,
