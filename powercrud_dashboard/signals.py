@@ -14,6 +14,7 @@ the receivers are called by a thread of their own, as hooks are.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from functools import wraps
 from typing import Any
 
@@ -51,8 +52,8 @@ def _robust(receiver: Any) -> Any:
     def call(**facts: Any) -> Any:
         try:
             return receiver(**facts)
-        except SystemExit as error:
-            raise _exited(error) from error
+        except NO_EXCEPTIONS as error:
+            raise _as_exception(error) from error
 
     return call
 
@@ -62,14 +63,19 @@ def _robust_async(receiver: Any) -> Any:
     async def call(**facts: Any) -> Any:
         try:
             return await receiver(**facts)
-        except SystemExit as error:
-            raise _exited(error) from error
+        except NO_EXCEPTIONS as error:
+            raise _as_exception(error) from error
 
     return call
 
 
-def _exited(error: SystemExit) -> RuntimeError:
-    return RuntimeError(f"It has called sys.exit({error.code!r}).")
+#: Errors of a receiver that Django lets through, to the caller and past the other receivers.
+NO_EXCEPTIONS = (SystemExit, CancelledError)
+
+
+def _as_exception(error: BaseException) -> RuntimeError:
+    what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
+    return RuntimeError(f"It has {what}.")
 
 
 #: Any lifecycle event, those without a signal of their own among them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -79,8 +80,8 @@ _BARE_FACTS = (
 )
 _WITHOUT_DETAILS = gettext_noop("The details of this event could not be recorded.")
 
-#: What a hook may raise without harm: ``sys.exit()`` in it ends neither a launch nor a worker.
-HOOK_ERRORS = (Exception, SystemExit)
+#: What a hook may raise without harm: neither ``sys.exit()`` nor what it has cancelled ends a launch or a worker.
+HOOK_ERRORS = (Exception, SystemExit, CancelledError)
 
 #: Events whose payloads always say who it was; None for nobody who is known.
 _BY_PEOPLE = ("cancel", "pause", "resume", "dismiss", "reopen")
