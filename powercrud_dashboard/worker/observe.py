@@ -214,13 +214,15 @@ class _WorkerSide:
         if self._writer is None:
             self._writer = _Writer((WRITE_INTERVAL, self._write), (WRITE_INTERVAL, self._count))
 
-    def finish(self) -> bool:
-        """Write what is left. Return whether all is written."""
+    def fail(self) -> None:
+        """Note that the error which is being handled ends this process in the middle of its task, if it runs one."""
         running, self._running = self._running, None
-        if running is not None and sys.exc_info()[1] is not None:
-            # An error ends this process that django-q2 does not catch, such as SystemExit, or that of a receiver.
+        if running is not None:
             running.message.update(_failure())
             self._note(running)
+
+    def finish(self) -> bool:
+        """Write what is left. Return whether all is written."""
         return self._writer is None or self._writer.finish()
 
     def _write(self) -> None:
@@ -296,6 +298,12 @@ def look() -> None:
     except Exception:
         # The next look tries again.
         logger.debug("A running task can't be recorded now", exc_info=True)
+
+
+def fail() -> None:
+    """Note that an error ends this worker which django-q2 does not catch, such as SystemExit or that of a receiver."""
+    if _worker_side is not None:
+        _worker_side.fail()
 
 
 def finish() -> bool:

@@ -37,10 +37,20 @@ def _set_up_worker(process: BaseProcess) -> None:
     due.start()
     # Called at the normal end of a child process, at which atexit's functions are not.
     util.Finalize(None, _leave, exitpriority=10)
+    process._target = partial(_run_worker, process._target)  # type: ignore[attr-defined]
+
+
+def _run_worker(worker: Callable[..., Any], *args: Any) -> None:
+    try:
+        worker(*args)
+    except BaseException:
+        observe.fail()
+        raise
+    finally:
+        messages.stop_reading()
 
 
 def _leave() -> None:
-    messages.stop_reading()
     if not observe.finish():
         # Its cluster takes it for a killed one, and looks for these ends among django-q2's rows.
         logger.warning("The ends of some tasks of plain django-q2 could not be written at the end of this worker")
