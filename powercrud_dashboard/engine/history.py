@@ -478,15 +478,18 @@ def _record_outcomes(record: TaskRecord, payload: Payload) -> None:
 def _within_limit(record: TaskRecord, outcomes: Sequence[ObjectOutcome]) -> list[ObjectOutcome]:
     """Return the outcomes that are kept: those of objects with an entry, and others as long as there is room."""
     entries = TaskObject.objects.filter(record=record)
-    known: set[tuple[str, str]] = set()
+    known: dict[tuple[str, str], str] = {}
     for keys in in_chunks((item.object_id for item in outcomes), using=entries.db):
-        known.update(entries.filter(object_id__in=keys).values_list("model_label", "object_id"))
+        found = entries.filter(object_id__in=keys).values_list("model_label", "object_id", "outcome")
+        known.update({(label, key): outcome for label, key, outcome in found})
     new = [item for item in outcomes if (item.model_label, item.object_id) not in known]
     limit = app_settings.DASHBOARD_OBJECT_LIMIT
     # Not counted where the launch has filled it, as a count looks at each entry.
     room = max(0, limit - entries.count()) if new and record.affected_count < limit else 0
     left_out = set(new[room:])
     if failed := [item for item in new[room:] if item.outcome == Outcome.FAILED]:
-        # Those that failed are kept beyond that, up to as many again, so that they can be retried.
-        left_out.difference_update(failed[: max(0, limit - entries.filter(outcome=Outcome.FAILED).count())])
+        # Those that failed are kept beyond that, as long as there are fewer of them, so that they can be retried.
+        before = entries.filter(outcome=Outcome.FAILED).count() - list(known.values()).count(Outcome.FAILED)
+        named = sum(item.outcome == Outcome.FAILED for item in outcomes if item not in left_out)
+        left_out.difference_update(failed[: max(0, limit - before - named)])
     return [item for item in outcomes if item not in left_out]

@@ -18,6 +18,7 @@ from powercrud_dashboard.admin import background_action
 from powercrud_dashboard.admin import per_object as per_object_module
 from powercrud_dashboard.async_context import get_current_task, task_context
 from powercrud_dashboard.models import TaskCursor, TaskObject, TaskRecord
+from powercrud_dashboard.models.objects import ObjectOutcome, Outcome
 from tests.clicks import TASKS, choose, last, said
 from tests.testapp.admin import ODD, ProjectAdmin
 from tests.testapp.models import Project, Shelf
@@ -331,6 +332,23 @@ def test_a_retry_of_the_failed_objects_says_that_it_does_not_know_all(boss, make
     answer = boss.post(f"{TASKS}{last().pk}/retry-objects/", follow=True)
     # The first three, and as many that failed.
     assert "Only 4 of the 8 objects are kept by name" in said(answer)[1]
+
+
+@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 2), (3, 1), (1, 1, 1, 1)])
+def test_how_many_failed_objects_are_kept_does_not_depend_on_when_they_are_written(
+    manager, settings, make_projects, sizes
+):
+    settings.POWERCRUD_SETTINGS = {"DASHBOARD_OBJECT_LIMIT": 3}
+    projects = make_projects(6)
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1, conflict_ids={"testapp.Project": projects})
+    # The launch has filled the ledger with the first three. There is room for three that fail.
+    rest = [str(project.pk) for project in projects[1:5]]
+    for size in sizes:
+        part, rest = rest[:size], rest[size:]
+        outcomes = [ObjectOutcome(Project._meta.label_lower, key, Outcome.FAILED) for key in part]
+        manager.record_lifecycle_events(name, [("objects", {"outcomes": outcomes})])
+    kept = {str(project.pk) for project in projects[1:4]}
+    assert set(TaskObject.objects.filter(outcome="failed").values_list("object_id", flat=True)) == kept
 
 
 def test_a_ledger_that_the_launch_has_filled_is_not_counted_again(manager, settings, projects):
