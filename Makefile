@@ -39,9 +39,9 @@ demo: $(INSTALLED)
 demo-check: $(INSTALLED)
 	@$(BIN)/python -m tests.demo.check
 
-# The whole suite on SQLite, and what real clusters do on PostgreSQL, at the same time.
-test: lint
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target unit clusters
+# What can be said without a test, the whole suite on SQLite, and what real clusters do on PostgreSQL, at the same time.
+test: $(INSTALLED)
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint unit clusters
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m django makemigrations --check --dry-run --settings tests.settings.sqlite
 
 unit: $(INSTALLED)
-	$(PYTEST) -m "not faults" $(ARGS)
+	$(PYTEST) --numprocesses 3 -m "not faults" $(ARGS)
 
 clusters: $(INSTALLED)
 	$(PYTEST) --ds tests.settings.postgresql -m "cluster and not faults"

@@ -119,7 +119,7 @@ Q_CLUSTER = {
     "workers": 2,
     "timeout": 60,
     "retry": 90,
-    "poll": 0.05,
+    "poll": 0.1,
     "guard_cycle": float(os.environ.get("PCRUD_TEST_GUARD_CYCLE", "0.2")),
     "orm": "default",
     "log_level": "WARNING",
