@@ -100,8 +100,10 @@ def crawl(boss, caplog) -> Crawl:
 
 
 @pytest.fixture
-def addresses(boss, manager, record_of) -> list[str]:
+def addresses(boss, manager, record_of, settings) -> list[str]:
     """The address of each page, of a real task where it needs one."""
+    # The worker lives as long as the test.
+    settings.POWERCRUD_SETTINGS = {**settings.POWERCRUD_SETTINGS, "DASHBOARD_HEARTBEAT_TIMEOUT": 3600}
     manager.launch_async_task(tasks.add, 1, task_key="ended", sync=True)
     manager.launch_async_task(tasks.add, 1, task_key="queued", group="trio", conflict_ids={"testapp.Project": {1}})
     # Without one the health address tells of an error.

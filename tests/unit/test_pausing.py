@@ -459,7 +459,8 @@ def test_a_pause_in_the_moment_of_its_end_is_not_lost(boss, make_projects, with_
 
     def execute(execute, sql, params, many, context):
         answer = execute(sql, params, many, context)
-        if not others and sql.startswith("SELECT") and "pause_requested_by" in sql and "JOIN" in sql:
+        # The look at what others have asked for, before the task is handed back.
+        if not others and sql.startswith("SELECT") and "pause_requested_by" in sql and '"attempt" = ' in sql:
             others.append(threading.Thread(target=pause))
             others[0].start()
             # It has asked, or waits for this transaction.
@@ -476,6 +477,7 @@ def test_a_pause_in_the_moment_of_its_end_is_not_lost(boss, make_projects, with_
         run_queue(at_most=1)
     finally:
         connection_created.disconnect(look_on)
+        connection.execute_wrappers.remove(execute)
     others[0].join()
     assert (last().status, ActiveTask.objects.get().state) == ("paused", "paused")
 
