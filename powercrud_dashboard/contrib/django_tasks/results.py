@@ -71,17 +71,18 @@ def task_of(path: str, config: Mapping[str, Any]) -> Any:
         TaskResultDoesNotExist: if there is no such task any more, or the backend does not take it any more.
     """
     backend, run_after = config["backend"], config.get("run_after")
+    given = {
+        "priority": config.get("priority", DEFAULT_TASK_PRIORITY),
+        "queue_name": config.get("queue_name", DEFAULT_TASK_QUEUE_NAME),
+        "run_after": datetime.fromisoformat(run_after) if run_after else None,
+        "backend": backend,
+    }
     try:
         task = pkgutil.resolve_name(path)
-        if not isinstance(task, Task):
-            takes_context = config.get("takes_context", False)
-            task = task_backends[backend].task_class(func=task, backend=backend, takes_context=takes_context)
-        return task.using(
-            priority=config.get("priority", DEFAULT_TASK_PRIORITY),
-            queue_name=config.get("queue_name", DEFAULT_TASK_QUEUE_NAME),
-            run_after=datetime.fromisoformat(run_after) if run_after else None,
-            backend=backend,
-        )
+        if isinstance(task, Task):
+            return task.using(**given)
+        takes_context = config.get("takes_context", False)
+        return task_backends[backend].task_class(func=task, takes_context=takes_context, **given)
     except (ImportError, AttributeError, InvalidTask) as error:
         raise TaskResultDoesNotExist(f"{path} is no task of the backend {backend!r} any more: {error}") from error
 
