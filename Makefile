@@ -57,7 +57,7 @@ clusters: $(INSTALLED)
 	$(PYTEST) --ds tests.settings.postgresql -m "cluster and not faults"
 
 # What depends on time, for local times in the place of aware ones.
-TIMES := $(addprefix tests/unit/test_,checks.py cleanup.py failures.py filters.py locks.py paging.py processes.py \
+TIMES := $(addprefix tests/unit/test_,checks.py cleanup.py cleanup_faults.py failures.py filters.py locks.py paging.py processes.py \
 	progress.py refresh.py retry_policy.py worker.py)
 
 # The same promises on the other database. What a browser makes of a page does not depend on it.

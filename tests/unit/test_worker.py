@@ -77,8 +77,10 @@ def slow_reporter():
                 connection.execute_wrappers.append(wait)
 
         connection_created.connect(slow_down)
-        yield
-        connection_created.disconnect(slow_down)
+        try:
+            yield
+        finally:
+            connection_created.disconnect(slow_down)
         assert is_new.is_set()
 
     return slow
