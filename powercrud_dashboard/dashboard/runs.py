@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from django.utils.translation import pgettext
 
@@ -64,10 +65,10 @@ class Runs:
         )
 
     def first_with(self, pattern: str) -> TaskRecord | None:
-        """Return the first failure with this error that is kept."""
+        """Return the first failure with this error that is kept, with the time of the database as ``read_at``."""
         # Also not empty, as the index has no others.
         with_pattern = self._failed.filter(error_pattern=pattern).exclude(error_pattern="")
-        return with_pattern.defer(*WIDE_COLUMNS).order_by("created_at", "pk").first()
+        return with_pattern.defer(*WIDE_COLUMNS).annotate(read_at=Now()).order_by("created_at", "pk").first()
 
 
 def _newest(records: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:

@@ -42,7 +42,7 @@ def running(manager, name: str):
     return ActiveTask.objects.get(task_name=name)
 
 
-def test_the_guides_basic_pattern(cluster, make_projects, superuser):
+def test_the_guides_basic_pattern(cluster_later, make_projects, superuser):
     """Reserve, launch, work, progress, result; with a manager that keeps no history."""
     projects = make_projects(3)
     manager = AsyncManager()
@@ -57,6 +57,7 @@ def test_the_guides_basic_pattern(cluster, make_projects, superuser):
         task_kwargs={"extra": "info"},
     )
     assert not AsyncManager().add_conflict_ids("custom-task", conflict_ids)
+    cluster_later()
     assert manager.get_task_status(name, wait=SOON) in ("success", None)
     wait_until(lambda: Task.objects.filter(name=name).exists(), "django-q2 has saved the result")
     assert manager.get_task_status(name) == manager.STATUSES.SUCCESS

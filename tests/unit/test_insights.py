@@ -316,8 +316,7 @@ def test_the_page_of_a_function_takes_few_queries(boss, ended, django_assert_max
     ended(30, ago=80)
     ended(30, failed=True)
     statistics.count_ended()
-    # One of them for pauses.
-    with django_assert_max_num_queries(18):
+    with django_assert_max_num_queries(17):
         page_of(boss, f"{FUNCTION}?func={PRICE}&pattern=no+price")
 
 

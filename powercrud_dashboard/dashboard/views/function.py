@@ -20,7 +20,6 @@ from powercrud_dashboard.dashboard.insights import PERIODS, Insights, failure_ra
 from powercrud_dashboard.dashboard.runs import FailureSeries, Runs
 from powercrud_dashboard.dashboard.views.base import RefreshingPageView
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatus
-from powercrud_dashboard.models.database import database_now
 from powercrud_dashboard.text import is_storable
 
 #: The page is rendered again after this many seconds.
@@ -59,7 +58,6 @@ class FunctionView(RefreshingPageView):
         first_seen = runs.first_with(pattern) if pattern and is_storable(pattern) else None
         return super().get_context_data(
             title=self.func.rpartition(".")[2],
-            now=database_now(),
             func=self.func,
             insights=insights,
             periods=[(name, period.label, name == insights.name) for name, period in PERIODS.items()],
