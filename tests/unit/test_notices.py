@@ -7,8 +7,9 @@ import re
 from datetime import timedelta
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.messages import get_messages
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, connections
 from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -266,7 +267,11 @@ def test_it_works_in_an_asynchronous_server(superuser, end, add):
     async def visit() -> list[str]:
         client = AsyncClient()
         await client.aforce_login(superuser)
-        return told(await client.get(INDEX)) + told(await client.get(INDEX))
+        try:
+            return told(await client.get(INDEX)) + told(await client.get(INDEX))
+        finally:
+            # The thread of the synchronous parts outlives the test.
+            await sync_to_async(connections.close_all)()
 
     assert asyncio.run(visit()) == ["Re-price: completed."]
 
