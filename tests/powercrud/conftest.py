@@ -9,7 +9,7 @@ from django.conf import settings
 from django.test import Client
 from django.urls import reverse
 
-from tests.browser.conftest import browser, page, page_of, tolerated  # noqa: F401
+from tests.browser.conftest import browser, page, page_of, profiles, tolerated  # noqa: F401
 
 # These tests need django-powercrud, and so Python 3.12: run them with "make powercrud".
 IS_CHOSEN = "tests.powercrud" in settings.INSTALLED_APPS

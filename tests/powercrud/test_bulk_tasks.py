@@ -17,6 +17,7 @@ from powercrud_dashboard.contrib.powercrud import PowerCrudManager
 from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskRecord
 from tests.powercrud.conftest import Pages, launched
 from tests.powercrud.models import Book, Chapter
+from tests.unit.conftest import _without_the_loop_of_a_browser  # noqa: F401
 from tests.workers import claimed_elsewhere, run_queue, silence
 
 pytestmark = pytest.mark.django_db(transaction=True)
