@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.contrib import admin
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.test import override_settings
 
 from tests.testapp.models import Project
@@ -59,3 +59,12 @@ def with_actions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(model_admin, "actions", [*model_admin.actions, *actions])
 
     return add
+
+
+@pytest.fixture
+def own_connection() -> Iterator[None]:
+    """Restore the connection, which an interruption replaces, as the database is deleted with it."""
+    original = connections[DEFAULT_DB_ALIAS]
+    yield
+    connections.close_all()
+    connections[DEFAULT_DB_ALIAS] = original
