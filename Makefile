@@ -58,7 +58,7 @@ clusters: $(INSTALLED)
 
 # What depends on time, for local times in the place of aware ones.
 TIMES := $(addprefix tests/unit/test_,checks.py cleanup.py cleanup_faults.py failures.py filters.py locks.py paging.py processes.py \
-	progress.py refresh.py retry_policy.py worker.py)
+	progress.py refresh.py retry_policy.py worker.py worker_unrecorded_ends.py)
 
 # The same promises on the other database. What a browser makes of a page does not depend on it.
 postgresql: $(INSTALLED)
