@@ -135,7 +135,7 @@ class BackgroundActionsMixin(_Base):
             rows = changelist.result_list
             if "background_lock" in changelist.list_display:
                 # The rows that the page shows: a queryset keeps what it has read.
-                mark_locked_rows(self, rows)
+                embedded(lambda: mark_locked_rows(self, rows), None)
             has_locks = any(getattr(row, "pcrud_lock", None) for row in rows)
             self._wrap_template(
                 response, "change_list", {**strip, **self._strip_options(request, strip, has_locks=has_locks)}

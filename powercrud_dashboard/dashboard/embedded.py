@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+from django.db import connections, transaction
+
+from powercrud_dashboard.models.database import coordination_db
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +21,12 @@ def embedded(part: Callable[[], Part], without: Part) -> Part:
 
     The tables may not have been made yet, their database be away, or the project's ``Dashboard`` raise anything.
     """
+    using = coordination_db()
+    # After an error PostgreSQL refuses everything else in the transaction that ATOMIC_REQUESTS has begun.
+    savepoint: Any = transaction.atomic(using=using) if connections[using].in_atomic_block else nullcontext()
     try:
-        return part()
+        with savepoint:
+            return part()
     except Exception:
         logger.exception("A part of a page can't be shown")
         return without

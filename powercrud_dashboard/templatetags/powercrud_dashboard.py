@@ -222,16 +222,17 @@ def breakable(path: str) -> str:
 def alert_place(context: Context, alert: Alert) -> str:
     """Return the address of the page that shows what an alert is about; "" if only the project knows."""
     subject, queue = alert.subject, alert.details.get("queue")
-    page, filters = {
-        AlertKind.FAILURE_RATE: ("changelist", {"status": "failed", "cluster": queue})
-        if queue
-        else ("failures", {"function": subject}),
+    by_function = ("failures", {"function": subject})
+    # A newer release may have opened it: then the kind may be one that this release does not know.
+    places: dict[str, tuple[str, dict[str, Any]]] = {
+        AlertKind.FAILURE_RATE: ("changelist", {"status": "failed", "cluster": queue}) if queue else by_function,
         AlertKind.OLDEST_WAIT: ("queue", {"queue": subject}),
         AlertKind.QUEUE_DEPTH: ("queue", {"queue": subject}),
         AlertKind.WORKERS_LOST: ("cluster", {}),
         AlertKind.NO_WORKERS: ("cluster", {}),
         AlertKind.MISSED_SCHEDULE: ("schedules", {}),
-    }.get(AlertKind(alert.kind), ("", {}))
+    }
+    page, filters = places.get(alert.kind, ("", {}))
     if not page:
         return ""
     query = QueryDict(mutable=True)

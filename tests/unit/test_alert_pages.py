@@ -180,3 +180,9 @@ def test_it_takes_the_permission(client_of, make_user, alert):
     assert acknowledge(client, alert).status_code == 403
     assert "acknowledge/" not in page(client)
     assert "acknowledge/" not in page(client, "")
+
+
+def test_an_alert_that_a_newer_release_has_opened_breaks_no_page(boss):
+    Alert.objects.create(kind="of_a_newer_release", subject="something")
+    for address in ("alerts/", "", "cluster/"):
+        assert "something" in page(boss, address)

@@ -7,6 +7,7 @@ import re
 import pytest
 from django.contrib import admin
 from django.contrib.admin import AdminSite
+from django.db import connection
 
 from powercrud_dashboard.admin.registrations import TaskRecordAdmin
 from powercrud_dashboard.models import TaskRecord
@@ -42,11 +43,27 @@ def test_staff_see_the_counts_of_their_own_tasks(client_of, some_tasks):
     assert counts_of(client_of(some_tasks).get(INDEX).content.decode()) == ["0", "1", "1"]
 
 
+# In a transaction it has a savepoint of its own.
+@pytest.mark.django_db(transaction=True)
 def test_it_costs_four_queries(client_of, superuser, some_tasks, django_assert_max_num_queries, settings):
     client = client_of(superuser)
     # Session, user, the admin's recent actions, and the panel: the counts, and three for whether the queue keeps up.
     with django_assert_max_num_queries(7):
         client.get(INDEX)
+
+
+@pytest.mark.parametrize("page", [INDEX, "/admin/testapp/project/"])
+def test_an_error_of_the_database_breaks_no_page_whose_view_is_a_transaction(boss, make_projects, page):
+    make_projects(1)
+
+    def without_our_tables(execute, sql, params, many, context):
+        return execute(sql.replace('"powercrud_dashboard_', '"not_there_'), params, many, context)
+
+    # So is each test.
+    with connection.execute_wrapper(without_our_tables):
+        answer = boss.get(page)
+    assert answer.status_code == 200
+    assert "pcrud-panel" not in answer.content.decode()
 
 
 def test_an_empty_database_counts_nothing(client_of, superuser):
