@@ -109,9 +109,10 @@ class Cleanup:
             self._count_ended,
             self._prune_history,
             self._delete_unneeded_files,
-            self._forget_old_processes,
             self._forget_old_notices,
+            # Before the processes are forgotten whose loss may still have to be told.
             self._look_after_alerts,
+            self._forget_old_processes,
             self._send_messages,
         ]
         for step in steps:

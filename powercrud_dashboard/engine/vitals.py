@@ -61,11 +61,15 @@ class Workers:
     def not_replaced(self) -> list[WorkerProcess]:
         """The workers that have stopped and in whose place no other of their queue was started since.
 
-        A worker that comes back has another identity; each takes the place of one.
+        A worker that comes back has another identity; each takes the place of one. A process that goes on after it was
+        declared lost has another row, with the same start.
         """
-        free = sorted([*self.alive, *self.gone], key=lambda worker: worker.started_at)
+        by_heartbeat = sorted([*self.gone, *self.alive], key=lambda worker: worker.heartbeat_at)
+        last_rows = {(it.host, it.pid, it.started_at): it for it in by_heartbeat}
+        stopped = set(self.gone).intersection(last_rows.values())
+        free = sorted(last_rows.values(), key=lambda worker: worker.started_at)
         missing = []
-        for worker in sorted(self.gone, key=lambda worker: worker.heartbeat_at):
+        for worker in sorted(stopped, key=lambda worker: worker.heartbeat_at):
             later = (it for it in free if it.cluster == worker.cluster and it.started_at > worker.heartbeat_at)
             if (successor := next(later, None)) is None:
                 missing.append(worker)

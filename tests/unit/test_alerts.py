@@ -14,6 +14,7 @@ from django_q.models import Schedule
 from powercrud_dashboard.engine import alerts, processes
 from powercrud_dashboard.engine.alert_messages import text_of
 from powercrud_dashboard.engine.cleanup import Cleanup
+from powercrud_dashboard.engine.vitals import Workers
 from powercrud_dashboard.models import ActiveTask, Alert, AlertEvaluation, TaskRecord, WorkerProcess
 from powercrud_dashboard.q2 import queue
 from tests.alerting import ended, evaluate, later, open_alerts, past_alerts, worker
@@ -251,13 +252,24 @@ def test_each_death_is_an_alert_also_if_the_cluster_has_replaced_the_worker_at_o
 
 def test_a_worker_that_was_declared_lost_and_goes_on_under_another_identity_takes_its_own_place():
     worker(1)
-    lost = worker(2, silent=LONG)
-    assert WorkerProcess.objects.declare_lost(lost)
+    process = processes.ThisProcess()
+    process.become_worker(QUEUE)
+    first = WorkerProcess.objects.filter(pk=process.register())
+    hour_ago, silent_since = (timezone.now() - timedelta(seconds=seconds) for seconds in (3_600, LONG))
+    first.update(started_at=hour_ago, heartbeat_at=silent_since)
+    assert WorkerProcess.objects.declare_lost(first.get())
     evaluate()
-    assert open_alerts() == [("workers_lost", "web1 2")]
-    worker(2, started=1)
+    assert [kind for kind, _subject in open_alerts()] == ["workers_lost"]
+    process.beat()
     evaluate()
-    assert open_alerts() == []
+    assert (open_alerts(), len(past_alerts())) == ([], 1)
+    # It is one worker, also after it was lost twice: it takes the place of no other, and is missed when it is gone.
+    second = WorkerProcess.objects.filter(pk=process.identity)
+    second.update(heartbeat_at=silent_since + timedelta(seconds=5))
+    assert WorkerProcess.objects.declare_lost(second.get())
+    evaluate()
+    assert [worker.pk for worker in Workers.now().not_replaced] == [process.identity]
+    assert (len(open_alerts()), len(past_alerts())) == (1, 1)
 
 
 def test_a_second_death_under_the_same_process_id_is_a_second_alert():
@@ -499,6 +511,13 @@ def test_what_can_not_be_judged_stays_as_it_is(alive):
     with database_refuses('SELECT "django_q_schedule"', 2):
         evaluate()
     assert open_alerts() == [("missed_schedule", "a"), ("no_workers", "")]
+
+
+def test_the_cleanup_tells_of_workers_that_were_lost_long_before_it_came():
+    worker(1, silent=600)
+    call_command("pcrud_cleanup_async")
+    assert open_alerts() == [("no_workers", "")]
+    assert not WorkerProcess.objects.filter(is_loss_told=False).exists()
 
 
 def test_the_cleanup_evaluates_and_forgets_what_ended_long_ago():
