@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 
 from django.db.models import F
@@ -19,6 +21,16 @@ told: list[dict] = []
 
 def tell(alert: dict) -> None:
     told.append(alert)
+
+
+async def tell_later(alert: dict) -> None:
+    await asyncio.sleep(0)
+    told.append(alert)
+
+
+def tell_step_by_step(alert: dict) -> Iterator[None]:
+    told.append(alert)
+    yield
 
 
 def refuse(alert: dict) -> None:

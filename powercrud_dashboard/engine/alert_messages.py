@@ -28,7 +28,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from powercrud_dashboard.conf import app_settings
-from powercrud_dashboard.engine import bounded, mails
+from powercrud_dashboard.engine import bounded, calls, mails
 from powercrud_dashboard.engine.alert_rules import Rules, Webhook
 from powercrud_dashboard.models import Alert, AlertKind, AlertMessage
 from powercrud_dashboard.text import error_summary
@@ -100,7 +100,7 @@ def _send(rules: Rules, channel: str, messages: Sequence[AlertMessage]) -> None:
         else:
             tell = import_string(channel)
             for alert in facts:
-                tell(alert)
+                calls.call(tell, alert)
 
 
 def _facts(message: AlertMessage) -> dict[str, Any]:

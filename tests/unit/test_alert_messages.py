@@ -98,6 +98,15 @@ def test_a_callable_is_told(told_to):
     assert alert["id"] == Alert.objects.get().pk
 
 
+def test_an_async_callable_is_awaited_and_a_generator_is_no_success(told_to):
+    told_to(call=["tests.alerting.tell_later", "tests.alerting.tell_step_by_step"])
+    assert send_due() == 1
+    assert [alert["kind"] for alert in alerting.told] == ["no_workers"]
+    left = AlertMessage.objects.get()
+    assert left.channel == "tests.alerting.tell_step_by_step"
+    assert "generator function" in left.error
+
+
 def test_a_webhook_gets_signed_json(told_to, receiver):
     told_to(webhook={"url": receiver.url, "secret": "s3cret"})
     assert send_due() == 1

@@ -175,6 +175,14 @@ def test_odd_input_changes_nothing(boss, data):
     assert not Pause.objects.exists()
 
 
+def test_a_name_that_no_column_holds_is_cut_off(boss):
+    long = {"kind": "function", "name": "app." + 100 * "step."}
+    assert boss.post(f"{CLUSTER}pause/", long).status_code == 302
+    assert len(Pause.objects.get().name) == 255
+    assert boss.post(f"{CLUSTER}resume/", long).status_code == 302
+    assert not Pause.objects.exists()
+
+
 def test_what_is_paused_may_be_misspelt(boss, manager):
     name = manager.launch_async_task(tasks.add, 1, cluster="slow")
     known = {"queue": [queue.current_cluster(), "slow"], "function": [ADD]}

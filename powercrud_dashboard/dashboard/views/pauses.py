@@ -15,6 +15,7 @@ from powercrud_dashboard.engine import pauses
 from powercrud_dashboard.exceptions import TaskNotPausable
 from powercrud_dashboard.models import Pause, TaskRecord, TaskStatus
 from powercrud_dashboard.models.pausing import PauseKind
+from powercrud_dashboard.text import SHORT, clean_text
 
 
 class PauseTaskView(TaskActionView):
@@ -67,7 +68,8 @@ class _QueueView(DashboardView):
     def post(self, request: HttpRequest) -> HttpResponse:
         if not access.may_pause_queues(request.user):
             raise PermissionDenied
-        kind, name = request.POST.get("kind", ""), request.POST.get("name", "").strip()
+        # As it is stored, by which it is found again.
+        kind, name = request.POST.get("kind", ""), clean_text(request.POST.get("name", "").strip(), SHORT)
         if kind not in PauseKind.values or not name:
             messages.error(request, _("Name a queue, or the dotted path of a function."))
         else:
