@@ -262,7 +262,7 @@ def _live(
 
 
 def _unserved_queue(active: ActiveTask, served: Collection[str]) -> str:
-    name = active.cluster or queue.current_cluster()
+    name = active.cluster or queue.main_cluster()
     return name if active.state == ActiveTaskState.PENDING and served and name not in served else ""
 
 

@@ -87,7 +87,7 @@ class Pulse:
 
     def start_interval(self, cluster: str) -> timedelta | None:
         """Return the time from the start of one task of this queue to that of the next; None if it is not known."""
-        workers = self.workers_by_queue.get(cluster or queue.current_cluster(), 0)
+        workers = self.workers_by_queue.get(cluster or queue.main_cluster(), 0)
         return self.run_time / workers if self.run_time is not None and workers else None
 
     @cached_property
@@ -151,7 +151,7 @@ def _workers() -> dict[str, tuple[int, int]]:
 
 
 def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
-    names = frozenset(served | {""} if queue.current_cluster() in served else served)
+    names = frozenset(served | {""} if queue.main_cluster() in served else served)
     counts_failures, has_messages = open_failures is None, queue.untaken_messages() is not None
     read_at, ends, run_time, failures, has_pauses, has_alerts, *values = values_of(
         lambda: [*_rates(counts_failures), *_waiting(names)], "pulse", names, counts_failures, has_messages, CAP
@@ -215,7 +215,7 @@ def _what_waits(read_at: datetime, values: list[Any]) -> dict[str, Any]:
     has_unrecorded = messages > with_messages
     parts = [of_managers, of_recorded, [since, unserved] if has_unrecorded else [None, None]]
     times = [since for since, _unserved in parts if since is not None]
-    queues = [name or queue.current_cluster() for _since, name in parts if name is not None]
+    queues = [name or queue.main_cluster() for _since, name in parts if name is not None]
     return {
         "waiting": Count.capped(number + plain_waiting(recorded, messages, with_messages), CAP),
         "oldest_wait": max(read_at - min(times), timedelta()) if times else None,

@@ -181,7 +181,7 @@ def report(record: TaskRecord, launch_took: timedelta | None = None) -> Report:
     elif not has_passed and is_slow:
         advice = _why_not_saved() if has_run else _why_not_run(active) if active else _why_unknown()
     place = lazy_text(_("process %(pid)s on %(host)s"), pid=told["pid"], host=told["host"]) if told else ""
-    cluster = record.cluster or queue.current_cluster()
+    cluster = record.cluster or queue.main_cluster()
     return Report(cluster, steps, has_passed or (record.is_finished and not has_run), waits, str(place), advice)
 
 
@@ -224,7 +224,7 @@ def _why_not_run(active: ActiveTask) -> str | Promise:
             pid=worker.pid if worker else "?",
             host=worker.host if worker else "?",
         )
-    cluster = active.cluster or queue.current_cluster()
+    cluster = active.cluster or queue.main_cluster()
     if active.held_by or Pause.objects.all().applying_to(cluster, FUNC).exists():
         return lazy_text(_("The queue “%(queue)s” is paused. Resume it."), queue=cluster)
     workers = WorkerProcess.objects.alive_workers(max_heartbeat_age())

@@ -163,7 +163,7 @@ class _Launch:
 
 def prepare(func: str, args: Any, kwargs: Any, *, name: str, group: str, cluster: str, options: Any) -> tuple[str, Any]:
     """Return the id of a new task, and a function that sends its message to the broker."""
-    launch = _Launch(get_broker(cluster or None))
+    launch = _Launch(get_broker(cluster or queue.main_cluster()))
     given = {name: value for name, value in (("task_name", name), ("group", group), ("cluster", cluster)) if value}
     task_id = async_task(func, *args, q_options={**options, **given, "sync": False, "broker": launch}, **kwargs)
     return str(task_id), launch.send

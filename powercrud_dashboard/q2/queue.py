@@ -94,7 +94,9 @@ def enqueue(call: object, *args: Any, task_name: str, cluster: str = "", broker:
 
     Failed tasks are acknowledged, so that the broker does not deliver them again. Errors of the broker are raised.
     """
-    receipts = broker if isinstance(broker, _ReceiptBroker) else _ReceiptBroker(broker or get_broker(cluster or None))
+    # Workers of any cluster send what is due, such as retries, for all of them.
+    real = broker or get_broker(cluster or main_cluster())
+    receipts = real if isinstance(real, _ReceiptBroker) else _ReceiptBroker(real)
     async_task(
         call,
         *args,
@@ -211,14 +213,15 @@ def missing_from(cluster: str, task_names: Collection[str]) -> set[str] | None:
 
     None if that is not known. For brokers without receipts; takes up to ``SEEN_WITHIN`` seconds.
     """
-    broker = get_broker(cluster or None)
+    cluster = cluster or main_cluster()
+    broker = get_broker(cluster)
     queued = _queued_names(broker)
     if queued is None:
         return None
     missing = set(task_names) - queued
     if not missing:
         return missing
-    if not _hands_were_empty(broker, cluster or current_cluster()):
+    if not _hands_were_empty(broker, cluster):
         return None
     # Somebody may have sent one meanwhile.
     queued = _queued_names(broker)
@@ -361,7 +364,9 @@ def version() -> str:
 
 def main_cluster() -> str:
     """Return the name of the cluster that ``Q_CLUSTER`` itself describes, whichever this process belongs to."""
-    return str(Conf.PREFIX)
+    main = getattr(settings, "Q_CLUSTER", None)
+    name = main.get("cluster_name") if isinstance(main, dict) else None
+    return str(name or Conf.PREFIX)
 
 
 def probe(timeout_ms: int) -> bool:
@@ -389,7 +394,7 @@ def cluster_settings() -> dict[str, dict[str, Any]]:
     main = getattr(settings, "Q_CLUSTER", None)
     if not isinstance(main, dict):
         return {}
-    found = {str(main.get("name", "default")): main}
+    found = {str(main.get("cluster_name") or main.get("name", "default")): main}
     alternatives = main.get("ALT_CLUSTERS")
     if isinstance(alternatives, dict):
         found.update({str(name): {**main, **own} for name, own in alternatives.items() if isinstance(own, dict)})
@@ -399,14 +404,14 @@ def cluster_settings() -> dict[str, dict[str, Any]]:
 def time_limit(cluster: str) -> int | None:
     """Return the seconds after which this cluster stops a task, "" for the default one; None for no limit."""
     of_all = cluster_settings()
-    seconds = of_all.get(cluster or Conf.CLUSTER_NAME, of_all.get(Conf.PREFIX, {})).get("timeout", Conf.TIMEOUT)
+    seconds = of_all.get(cluster or main_cluster(), of_all.get(main_cluster(), {})).get("timeout", Conf.TIMEOUT)
     return seconds if isinstance(seconds, int) and seconds > 0 else None
 
 
 def redelivery_interval(cluster: str) -> int:
     """Return the seconds after which a broker delivers a message of this cluster again that nobody acknowledges."""
     of_all = cluster_settings()
-    seconds = of_all.get(cluster or Conf.CLUSTER_NAME, of_all.get(Conf.PREFIX, {})).get("retry", Conf.RETRY)
+    seconds = of_all.get(cluster or main_cluster(), of_all.get(main_cluster(), {})).get("retry", Conf.RETRY)
     return seconds if isinstance(seconds, int) else int(Conf.RETRY)
 
 

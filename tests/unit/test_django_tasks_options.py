@@ -123,9 +123,9 @@ def test_the_default_queue_is_the_default_cluster():
 
 def test_a_worker_of_another_cluster_finds_the_default_queue(monkeypatch, record_of):
     monkeypatch.setattr("django_q.conf.Conf.CLUSTER_NAME", "night")
-    assert record_of(tasks.nothing.enqueue().id).cluster == "pcrud-tests"
+    assert record_of(tasks.nothing.enqueue().id).cluster == ""
     with backends(QUEUES=["reports"], OPTIONS={"clusters": CLUSTERS}):
-        assert record_of(tasks.nothing.using(queue_name="reports").enqueue().id).cluster == ""
+        assert record_of(tasks.nothing.using(queue_name="reports").enqueue().id).cluster == "night"
     assert list(OrmQ.objects.order_by("pk").values_list("key", flat=True)) == ["pcrud-tests", "night"]
 
 

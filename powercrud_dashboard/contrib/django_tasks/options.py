@@ -52,10 +52,10 @@ class BackendOptions:
         return any(map(self.has_priorities, self.clusters))
 
     def cluster(self, queue_name: str, priority: int) -> str:
-        """Return the name of the cluster that runs such a task; "" for the one that this process uses by default."""
+        """Return the name of the cluster that runs such a task; "" for the default one."""
         usual = queue_name if queue_name != DEFAULT_TASK_QUEUE_NAME else queue.main_cluster()
         chosen = self.clusters.get(queue_name, usual)
-        if chosen == queue.current_cluster():
+        if chosen == queue.main_cluster():
             return ""
         if isinstance(chosen, str):
             return chosen

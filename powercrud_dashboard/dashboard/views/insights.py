@@ -203,7 +203,7 @@ class InsightsView(RefreshingPageView):
             charts=insights.charts,
             table=FunctionTable(insights, self, self.request),
             by_queue=[
-                (name or queue.current_cluster(), self._queue_url(name), figures, *self._figures_of(figures))
+                (name or queue.main_cluster(), self._queue_url(name), figures, *self._figures_of(figures))
                 for name, figures in sorted(insights.queues.items())
             ],
             hosts=[
@@ -235,7 +235,7 @@ class InsightsView(RefreshingPageView):
             return []
         return [
             ("all", _("All queues"), chosen == "all"),
-            *((name, name or queue.current_cluster(), name == chosen) for name in sorted(names)),
+            *((name, name or queue.main_cluster(), name == chosen) for name in sorted(names)),
         ]
 
     def current_version(self) -> str:

@@ -132,7 +132,7 @@ class TaskView(RefreshingPageView):
             if live and (live.waits or live.is_missing) and access.may_run_now(user, record)
             else "",
             cancel_url=self.url("cancel", record.pk) if access.may_cancel(user, record) else "",
-            **(self.pauses(queue=record.cluster or queue.current_cluster(), func=record.func) if is_queued else {}),
+            **(self.pauses(queue=record.cluster or queue.main_cluster(), func=record.func) if is_queued else {}),
             pause_url=self.url("pause", record.pk) if access.may_pause(user, record) else "",
             resume_url=self.url("resume", record.pk) if access.may_resume(user, record) else "",
             **kwargs,

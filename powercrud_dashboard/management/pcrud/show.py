@@ -97,7 +97,7 @@ class _Printed:
         yield "Waited", precise_duration(record.waiting_time)
         yield "Ran", precise_duration(live.duration if live and live.duration else record.duration)
         yield "Objects", counted_objects(record)
-        yield "Queue", record.cluster or queue.current_cluster()
+        yield "Queue", record.cluster or queue.main_cluster()
         yield "Position", str(live.position or "") if live else ""
         yield "Group", record.group
         yield "Attempts", str(record.attempts)

@@ -35,7 +35,7 @@ class Stats(Subcommand):
     def handle(self, console: Console, options: dict[str, Any]) -> None:
         name = options["queue"]
         # Tasks that name no queue are in the default one.
-        cluster = "" if name is not None and name == queue.current_cluster() else name
+        cluster = "" if name is not None and name == queue.main_cluster() else name
         insights = Insights(options["period"], cluster=cluster, func=options["function"])
         insights.load()
         functions = insights.largest_functions
@@ -51,7 +51,7 @@ class Stats(Subcommand):
                     for its in functions
                 ],
                 "queues": {
-                    name or queue.current_cluster(): _as_data(figures) for name, figures in insights.queues.items()
+                    name or queue.main_cluster(): _as_data(figures) for name, figures in insights.queues.items()
                 },
             }
         )
