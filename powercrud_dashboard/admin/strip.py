@@ -157,14 +157,14 @@ def _ended_line(site: str, tasks: list[TaskRecord]) -> EndedLine:
     failed_objects = sum(task.failed_count for task in tasks)
     failed_tasks = [task for task in tasks if task.status == TaskStatus.FAILED]
     if failed_objects:
-        text = ngettext("%(task)s ended: %(count)d failed.", "%(task)s ended: %(count)d failed.", failed_objects)
+        text = ngettext("“%(task)s” ended: %(count)d failed.", "“%(task)s” ended: %(count)d failed.", failed_objects)
         return EndedLine(text % {"task": label, "count": failed_objects}, url, True)
     if failed_tasks:
         error = translated(failed_tasks[0].error_line) or failed_tasks[0].get_failure_reason_display()
-        return EndedLine(_("%(task)s failed: %(error)s") % {"task": label, "error": error}, url, True)
+        return EndedLine(_("“%(task)s” failed: %(error)s") % {"task": label, "error": error}, url, True)
     if all(task.status == TaskStatus.CANCELLED for task in tasks):
-        return EndedLine(_("%(task)s was cancelled.") % {"task": label}, url, False)
-    return EndedLine(_("%(task)s has completed.") % {"task": label}, url, False)
+        return EndedLine(_("“%(task)s” was cancelled.") % {"task": label}, url, False)
+    return EndedLine(_("“%(task)s” has completed.") % {"task": label}, url, False)
 
 
 def locks_url(site: str, model_label: str, object_id: str) -> str:

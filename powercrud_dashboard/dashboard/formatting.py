@@ -76,12 +76,14 @@ class Moment:
 
 
 def relative_time(at: datetime, now: datetime) -> str:
-    """Return how long ago a time was, or how far ahead it is, in its largest unit."""
+    """Return how long ago a time was in its largest unit, or how far ahead it is in its two largest units."""
     seconds = round((now - at).total_seconds())
     if not seconds:
         return _("just now")
-    time = next(_units(abs(seconds)))
-    return _("%(time)s ago") % {"time": time} if seconds > 0 else _("in %(time)s") % {"time": time}
+    if seconds > 0:
+        return _("%(time)s ago") % {"time": next(_units(seconds))}
+    # Somebody may wait for it.
+    return _("in %(time)s") % {"time": duration(timedelta(seconds=-seconds))}
 
 
 def precise_duration(value: timedelta | None) -> str:
@@ -97,6 +99,16 @@ def precise_duration(value: timedelta | None) -> str:
     else:
         number, unit = str(round(seconds * 1_000)), _("ms")
     return f"{number}\N{NO-BREAK SPACE}{unit}"
+
+
+def figure(value: float, digits: int) -> str:
+    """Return a number with so many digits after the point, rounded: ``number_format`` cuts the others off."""
+    return number_format(round(value, digits), digits)
+
+
+def percentage(number: object) -> str:
+    """Return the text of a number of percent."""
+    return _("%(number)s%%") % {"number": number}
 
 
 def local(moment: datetime) -> datetime:

@@ -9,14 +9,14 @@ from typing import Any
 
 from django.db.models import Count, Max, Min, QuerySet, Sum
 from django.utils import timezone
-from django.utils.formats import date_format, number_format
+from django.utils.formats import date_format
 from django.utils.functional import cached_property
 from django.utils.timezone import is_aware
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from powercrud_dashboard.dashboard.charts import Chart, Mark, Scale, Series
-from powercrud_dashboard.dashboard.formatting import local, precise_duration
+from powercrud_dashboard.dashboard.formatting import figure, local, percentage, precise_duration
 from powercrud_dashboard.engine.statistics import HOSTS, NUMBERS, SUMS, Figures, uncounted
 from powercrud_dashboard.models import TaskStatistics, TaskStatus
 from powercrud_dashboard.models.statistics import Span, StepOf, floor
@@ -92,9 +92,9 @@ def percent(share: float) -> str:
     value = 100 * share
     digits = 0 if value == 0 or 10 <= value <= 99 or value == 100 else 1
     if 0 < value < 0.1:
-        return _("under 0.1 %")
+        return _("under 0.1%")
     shown = min(value, 99.9) if value < 100 else value
-    return _("%(number)s %%") % {"number": number_format(shown, digits)}
+    return percentage(figure(shown, digits))
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def text_of(alert: Alert) -> str:
         return f"{alert.kind} {alert.subject}".strip()
     due = datetime.fromisoformat(facts["due_at"])
     shown = timezone.localtime(due) if timezone.is_aware(due) else due
-    text = _("The schedule %(name)s has missed its run of %(time)s")
+    text = _("The schedule “%(name)s” has missed its run of %(time)s")
     return text % {"time": date_format(shown, "SHORT_DATETIME_FORMAT"), **named}
 
 

@@ -27,7 +27,7 @@ from powercrud_dashboard.dashboard.links import URL_NAME, dashboard_url
 from powercrud_dashboard.dashboard.listing import Count, Listing, capped_counts
 from powercrud_dashboard.dashboard.notices import outcome_of, subject_of
 from powercrud_dashboard.dashboard.pulse import Pulse
-from powercrud_dashboard.dashboard.statuses import WAITING, ShownStatus, shown_status
+from powercrud_dashboard.dashboard.statuses import WAITING, WITH_ERRORS, ShownStatus, shown_status
 from powercrud_dashboard.dashboard.tray import Tray
 from powercrud_dashboard.dashboard.views.base import refresh_interval
 from powercrud_dashboard.engine import alert_messages
@@ -55,7 +55,7 @@ SHOWN_ALERTS = 3
 ALERT_INTERVAL = 30
 
 EVENT_LABELS = {
-    "create": pgettext_lazy("of a task", "Queued"),
+    "create": pgettext_lazy("an event", "Queued"),
     "start": gettext_lazy("Started"),
     "progress": gettext_lazy("Progress"),
     "log": gettext_lazy("Log"),
@@ -122,8 +122,10 @@ def panel_lines(user: User) -> list[PanelLine]:
 
 
 @register.filter
-def event_label(event: TaskEvent) -> str:
-    """Return the label of an event of the timeline."""
+def event_label(event: TaskEvent, record: TaskRecord) -> str:
+    """Return the label of an event of the timeline of this task."""
+    if event.event == "complete" and record.has_failed_objects:
+        return str(WITH_ERRORS.label)
     if not event.payload.get("postponed"):
         return str(EVENT_LABELS.get(event.event, event.event))
     if event.payload.get("exception_class") == CLUSTER_STOPPING:
@@ -152,11 +154,12 @@ def grouped(value: int) -> str:
 @register.filter
 def rate(value: float) -> str:
     """Return tasks a minute, with a digit after the point where it matters."""
-    return number_format(value, 1 if 0 < value < 10 else 0)
+    return formatting.figure(value, 1 if 0 < value < 10 else 0)
 
 
 register.filter("readable_json", formatting.readable_json)
 register.filter("duration", formatting.duration)
+register.filter("percentage", formatting.percentage)
 register.filter("precise_duration", formatting.precise_duration)
 
 

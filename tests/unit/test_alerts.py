@@ -472,7 +472,7 @@ def test_a_schedule_that_has_missed_its_run(alive):
     schedule = Schedule.objects.create(name="Nightly", func="math.floor", schedule_type=Schedule.DAILY, next_run=due)
     evaluate()
     assert open_alerts() == [("missed_schedule", "Nightly")]
-    assert "has missed its run of" in text_of(one_alert())
+    assert "The schedule “Nightly” has missed its run of" in text_of(one_alert())
     Schedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now() + timedelta(days=1))
     evaluate()
     assert open_alerts() == []

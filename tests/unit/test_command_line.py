@@ -392,7 +392,7 @@ def test_the_figures_are_those_of_the_insights(manager, failed):
     assert by_function["add"]["failure_rate"] == 0
     assert figures["total"]["ended"] == 4
     out = run("stats")[1]
-    assert "4 tasks ended, 3 failed (75 %)" in out
+    assert "4 tasks ended, 3 failed (75%)" in out
     assert run_json("stats", "--function", "tests.testapp.tasks.add")["total"]["ended"] == 1
     assert run_json("stats", "--queue", "nowhere")["total"]["ended"] == 0
 

@@ -72,9 +72,19 @@ def test_the_row_of_a_function(boss, ended, is_counted):
     if is_counted:
         statistics.count_ended()
     row = cells(page_of(boss), PRICE)
-    assert row[:3] == ["price shop.tasks", "4", "25 %"]
+    assert row[:3] == ["price shop.tasks", "4", "25%"]
     # Percentiles are at most 9 % off, the longest time is exact.
     assert row[7:10] == ["1 min", "5 min ago", "5 min ago"]
+
+
+def test_figures_are_rounded(boss, ended):
+    ended(1)
+    ended(2, failed=True)
+    # 27 minutes of work in 24 hours.
+    ended(1, func=MAIL, run=27 * 60)
+    page = page_of(boss)
+    assert cells(page, PRICE)[2] == "67%"
+    assert "<b>0.02</b> workers busy on average" in page
 
 
 def test_counted_and_uncounted_tasks_are_added(boss, ended):
@@ -201,11 +211,11 @@ def test_the_number_of_queries_does_not_grow(boss, ended, functions, django_asse
 def test_rows_of_hours_that_are_corrected_are_added_up_again(boss, ended):
     (lost,) = ended(1, ago=400, failed=True, failure_reason="worker_lost")
     statistics.count_ended()
-    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100 %"]
-    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100 %"]
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100%"]
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "100%"]
     TaskRecord.objects.filter(pk=lost.pk).update(status=TaskStatus.SUCCESS, failure_reason="", is_counted=False)
     statistics.count_ended()
-    assert cells(page_of(boss), PRICE)[1:3] == ["1", "0 %"]
+    assert cells(page_of(boss), PRICE)[1:3] == ["1", "0%"]
 
 
 def test_a_refresh_soon_after_costs_session_and_user(boss, ended, django_assert_max_num_queries):

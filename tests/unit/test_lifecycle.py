@@ -354,6 +354,15 @@ def test_the_timeline_shows_the_level_of_a_line(boss, manager, record_of):
     assert re.findall(r"pcrud-level-(\w+)\">(\w+)<", page) == [("warning", "Warning")]
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("locks", [None, {"testapp.Project": [1]}])
+def test_the_timeline_says_that_locks_are_released_if_there_were_some(boss, manager, record_of, locks):
+    record = record_of(manager.launch_async_task(tasks.add, 1, conflict_ids=locks))
+    deliver()
+    page = boss.get(f"/admin/powercrud_dashboard/taskrecord/{record.pk}/change/").content.decode()
+    assert ("Locks released" in page) is bool(locks)
+
+
 def track_and_talk() -> None:
     list(track([1, 2], description="Working"))
     get_current_task().log("after the loop")

@@ -96,10 +96,10 @@ def test_running_tasks_come_before_queued_ones_and_a_group_is_one_line(boss, run
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"status": "success", "failed_count": 3}, "Nightly rebuild ended: 3 failed."),
-        ({"status": "failed", "error": "KeyError: 5"}, "Nightly rebuild failed: KeyError: 5"),
-        ({"status": "cancelled"}, "Nightly rebuild was cancelled."),
-        ({"status": "success"}, "Nightly rebuild has completed."),
+        ({"status": "success", "failed_count": 3}, "“Nightly rebuild” ended: 3 failed."),
+        ({"status": "failed", "error": "KeyError: 5"}, "“Nightly rebuild” failed: KeyError: 5"),
+        ({"status": "cancelled"}, "“Nightly rebuild” was cancelled."),
+        ({"status": "success"}, "“Nightly rebuild” has completed."),
     ],
 )
 def test_a_changelist_that_is_open_says_when_one_of_its_tasks_has_ended(boss, running, manager, change, text):

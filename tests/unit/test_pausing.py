@@ -155,6 +155,23 @@ def test_a_running_one_stops_at_its_next_item_and_has_no_worker_then(manager, re
     assert (record_of(name).status, record_of(name).attempts) == ("success", 2)
 
 
+def test_the_page_of_a_paused_one_says_when_it_started_and_how_long_it_ran(manager, boss, record_of):
+    name = manager.launch_async_task(loop, 3)
+    acts[2] = pause_here()
+    page = f"{TASKS}{record_of(name).pk}/change/"
+
+    def facts() -> dict[str, str]:
+        found = re.findall(r"<dt>(Started|Duration)</dt><dd>(.*?)</dd>", boss.get(page).content.decode(), re.DOTALL)
+        return {name: re.sub(r"<[^>]*>", "", text).strip() for name, text in found}
+
+    assert facts()["Started"] == "–"
+    run_queue()
+    started = record_of(name).events.get(event="start").timestamp
+    ActiveTask.objects.update(ran_before=timedelta(seconds=75))
+    assert f"{started:%H:%M:%S} UTC" in facts()["Started"]
+    assert facts()["Duration"] == "1\N{NO-BREAK SPACE}min 15\N{NO-BREAK SPACE}s"
+
+
 def test_its_run_time_is_that_of_all_its_parts(manager, record_of):
     def an_hour_later() -> None:
         for rows in (ActiveTask.objects, TaskRecord.objects):

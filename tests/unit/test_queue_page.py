@@ -241,7 +241,10 @@ def test_the_message_of_a_running_task_is_not_deleted(boss, manager):
 
 @orm_only
 def test_a_failed_task_that_django_q_runs_again_is_not_in_hand(boss, plain):
+    cluster = "/admin/powercrud_dashboard/taskrecord/cluster/"
+    assert "unless ack_failures is set" not in boss.get(cluster).content.decode()
     take()
+    assert "unless ack_failures is set" in boss.get(cluster).content.decode()
     record = TaskRecord.objects.create(task_name=message().task_id, func="f", source="django_q", status="in_progress")
     assert "Taken</span>" in shown(boss)
     TaskRecord.objects.filter(pk=record.pk).update(status="failed")

@@ -64,8 +64,10 @@ def test_a_schedule_is_shown_with_its_next_run_and_its_last_result(client_of, ke
     task.save()
     assert "Failed" in client.get(PAGE).content.decode()
     schedule.delete()
-    make()
-    assert "Never run" in client.get(PAGE).content.decode()
+    make(next_run=now + timedelta(days=1, hours=23, minutes=30))
+    page = client.get(PAGE).content.decode()
+    assert "Never run" in page
+    assert ">in 1\N{NO-BREAK SPACE}d 23\N{NO-BREAK SPACE}h<" in page
 
 
 def test_how_often_a_schedule_runs_is_said_in_words(client_of, keeper):

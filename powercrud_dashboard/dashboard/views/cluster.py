@@ -80,6 +80,7 @@ class ClusterView(RefreshingPageView):
         offsets[socket.gethostname()] = own_offset
         schedule_count, missed_count = schedules.count()
         served = served_queues()
+        queues = self._queues(served)
         return super().get_context_data(
             title=_("Cluster"),
             now=now,
@@ -94,7 +95,8 @@ class ClusterView(RefreshingPageView):
                 if abs(offset) > CLOCK_TOLERANCE
             ],
             no_cluster_runs=not served,
-            queues=self._queues(served),
+            queues=queues,
+            has_unacknowledged=any(row.state.in_hand for row in queues),
             held_count=ActiveTask.objects.all().held().count(),
             pause_kinds=PauseKind.choices,
             pause_form_url=self.url("pause_queue") if access.may_pause_queues(self.request.user) else "",

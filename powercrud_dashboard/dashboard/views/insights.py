@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy
 
 from powercrud_dashboard.dashboard.charts import Series, sparkline
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES
-from powercrud_dashboard.dashboard.formatting import Moment, precise_duration
+from powercrud_dashboard.dashboard.formatting import Moment, figure, precise_duration
 from powercrud_dashboard.dashboard.insights import (
     MAX_FUNCTIONS,
     PERIODS,
@@ -146,6 +146,11 @@ class FunctionTable(tables.Table):  # type: ignore[misc]
         return self._tasks(function, longer_than=f"{length.total_seconds():.3f}", sort="-duration")
 
 
+def _workers(number: float) -> str:
+    """Return a number of workers on average, of which less than one has two digits."""
+    return figure(number, 2 if number < 1 else 1)
+
+
 def _row(function: FunctionFigures) -> dict[str, Any]:
     """Return what the table is sorted by."""
     return {
@@ -197,8 +202,8 @@ class InsightsView(RefreshingPageView):
             failure_rate_before=None if before is None else percent(before),
             wait=[precise_duration(value) for value in wait_times(total)],
             run=[precise_duration(value) for value in run_times(total)],
-            busy_workers=number_format(insights.busy_workers, 1),
-            busiest=number_format(busiest, 1),
+            busy_workers=_workers(insights.busy_workers),
+            busiest=_workers(busiest),
             busiest_at=insights.moment(busiest_at) if busiest >= 0.1 else "",
             charts=insights.charts,
             table=FunctionTable(insights, self, self.request),
@@ -207,7 +212,7 @@ class InsightsView(RefreshingPageView):
                 for name, figures in sorted(insights.queues.items())
             ],
             hosts=[
-                (host, ended, failed, percent(failed / ended if ended > 0 else 0), number_format(busy, 2))
+                (host, ended, failed, percent(failed / ended if ended > 0 else 0), figure(busy, 2))
                 for host, ended, failed, busy in insights.hosts
             ],
             max_functions=MAX_FUNCTIONS,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -29,6 +30,7 @@ from powercrud_dashboard.engine import retry
 from powercrud_dashboard.exceptions import ArgumentsNotEditable, TaskNotCancellable, TaskNotRetryable
 from powercrud_dashboard.models import (
     Resolution,
+    TaskEvent,
     TaskFile,
     TaskNotice,
     TaskObject,
@@ -99,7 +101,8 @@ class TaskView(RefreshingPageView):
             record=record,
             now=record.read_at,  # type: ignore[attr-defined]  # it is annotated
             live=live,
-            events=list(reversed(events[:SHOWN_EVENTS])),
+            started_at=self._started_at(),
+            events=[event for event in reversed(events[:SHOWN_EVENTS]) if not _released_nothing(event)],
             has_earlier_events=len(events) > SHOWN_EVENTS,
             objects=objects[:SHOWN_OBJECTS],
             hidden_object_count=0
@@ -137,6 +140,14 @@ class TaskView(RefreshingPageView):
             resume_url=self.url("resume", record.pk) if access.may_resume(user, record) else "",
             **kwargs,
         )
+
+    def _started_at(self) -> datetime | None:
+        """Return when the task started, of a paused or postponed one for the last time."""
+        record = self.record
+        if record.started_at is not None or not record.attempts:
+            return record.started_at
+        starts = record.events.filter(event="start").order_by("-timestamp", "-pk")
+        return starts.values_list("timestamp", flat=True).first()
 
     def _log(self) -> ShownLog | None:
         """Return the newest lines of the log; None in a refresh, as the log grows by itself."""
@@ -214,6 +225,11 @@ class TaskView(RefreshingPageView):
             return []
         live = live_tasks(records)
         return [(item, live.get(item.task_name), self.url("change", item.pk)) for item in records]
+
+
+def _released_nothing(event: TaskEvent) -> bool:
+    """Whether the event is the release of the locks of a task that had none."""
+    return event.event == "cleanup" and event.payload.get("conflict_lock_keys") == 0
 
 
 class RetryTaskView(TemplateResponseMixin, TaskActionView):
