@@ -95,6 +95,8 @@ class TaskContext:
         self._writes_at_once = writes_at_once
         #: Whether the heartbeat of the process is overdue, so that others may have taken the task; set in a worker.
         self.is_overdue: Callable[[], bool] = _never
+        #: Lets the time limit pass; set in a worker.
+        self.end_time_limit: Callable[[], None] = _no_limit
         self._stop_error: StopError | None = None
         self._is_committing = False
         self._timeline: deque[TimelineLine] = deque(maxlen=PENDING_LINES)
@@ -228,12 +230,13 @@ class TaskContext:
         """Let nobody stop the task from here on, as its function is about to commit all that it has done, and returns.
 
         Call it as the last thing inside the outermost ``atomic()``: then the task is either recorded as cancelled, and
-        nothing of its work is stored, or it completes.
+        nothing of its work is stored, or it completes. Its time limit can't interrupt it any more either.
 
         Raises:
             TaskCancelled: if somebody has cancelled the task.
         """
         self.check_cancelled()
+        self.end_time_limit()
         self._is_committing = True
 
     def _wait_for_heartbeat(self) -> None:
@@ -365,6 +368,10 @@ class TaskContext:
 
 def _never() -> bool:
     return False
+
+
+def _no_limit() -> None:
+    pass
 
 
 class _Tracker:

@@ -151,6 +151,7 @@ class _Run:
             self._task_name, self._name, active.label, self._spec.launched_by, active.attempt
         )
         context.now = self._now
+        context.end_time_limit = self._disarm_time_limit
         context.resume_at = active.resume_at
         context.pace.yields_to_stop = active.goes_on and policy.is_requeued_on_stop(active)
         with ExitStack() as stack:

@@ -195,6 +195,13 @@ def test_nobody_stops_a_task_that_commits(context):
     context.check_cancelled()
 
 
+def test_its_time_limit_does_not_stop_it_either(context):
+    ended = []
+    context.end_time_limit = lambda: ended.append(True)
+    context.commit_now()
+    assert ended == [True]
+
+
 def test_a_cancelled_task_does_not_commit(context):
     context.stop_with(TaskCancelled)
     with pytest.raises(TaskCancelled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 import uuid
@@ -425,6 +426,20 @@ def test_the_time_limit_waits_until_the_task_was_claimed(manager, record_of, mon
         run()
     assert (record_of(name).status, record_of(name).failure_reason) == ("failed", "timeout")
     assert not ConflictLock.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_time_limit_does_not_interrupt_a_commit(manager, monkeypatch):
+    def work(*args: object) -> list[float]:
+        before = signal.getitimer(signal.ITIMER_REAL)[0]
+        get_current_task().commit_now()
+        return [before, signal.getitimer(signal.ITIMER_REAL)[0]]
+
+    monkeypatch.setattr(tasks, "add", work)
+    manager.launch_async_task(ADD, 1)
+    with TimeoutHandler(600):
+        before, after = deliver()
+    assert before > after == 0
 
 
 @pytest.mark.django_db(transaction=True)
