@@ -46,11 +46,12 @@ class ProgressView(View):
         if self.manager_class is None:
             raise ImproperlyConfigured("manager_class is not set. Use AsyncManager.as_view() to create this view.")
         task_name, manager = request.GET.get("task_name", ""), self.manager_class()
-        if not (request.user.is_authenticated or (task_name and manager.is_open_to_all(task_name))):
+        may_see = bool(task_name) and (access.may_see(request.user, task_name) or manager.is_open_to_all(task_name))
+        if not (may_see or request.user.is_authenticated):
             return self._login_required_response(request)
         if not task_name:
             return JsonResponse({"error": _("The parameter task_name is required.")}, status=HTTPStatus.BAD_REQUEST)
-        if request.user.is_authenticated and not access.may_see(request.user, task_name):
+        if not may_see:
             return JsonResponse({"error": _("Task not found.")}, status=HTTPStatus.NOT_FOUND)
         progress = manager.describe_progress(task_name)
         if progress["progress"]:

@@ -43,8 +43,11 @@ def test_a_manager_may_open_a_task_to_people_without_a_login(client, client_of, 
     assert client.get(url, {"task_name": "closed"}).status_code == 401
     assert client.get(url).status_code == 401
     assert client.get("/own/", {"task_name": "open"}).status_code == 401
-    # Who has logged in sees what they may see.
-    assert client_of(make_user("me")).get(url, {"task_name": "open"}).status_code == 404
+    # All are people who have logged in, too.
+    me = client_of(make_user("me"))
+    assert me.get(url, {"task_name": "open"}).json()["status"] == "pending"
+    assert me.get(url, {"task_name": "closed"}).status_code == 404
+    assert me.get("/own/", {"task_name": "open"}).status_code == 404
 
 
 def test_a_living_task_is_described(client_of, superuser, manager):
