@@ -222,6 +222,15 @@ class AllObjectsFailed(RuntimeError):
         super().__init__(self._text(count=count, error=first_error))
 
 
+class FailedAfterCommit(RuntimeError):
+    """The changes of a function are stored, but a callback after their commit failed."""
+
+    _text = KeptText(_("The changes are stored, but a callback after their commit failed. %(error)s"), inner=["error"])
+
+    def __init__(self, error: str) -> None:
+        super().__init__(self._text(error=error))
+
+
 class EnqueueError(RuntimeError):
     """The broker did not accept the task. The task is recorded as failed and its locks are released."""
 

@@ -10,16 +10,22 @@ from typing import Any, TypeVar
 
 from django.db import DatabaseError, connections, router, transaction
 from django.db.models import F, QuerySet
-from django.utils.translation import gettext_lazy as _
 from django.utils.translation import gettext_noop
 
 from powercrud_dashboard.admin.selection import READ_CHUNK_SIZE, SelectedRows
 from powercrud_dashboard.async_context import TaskContext, track
-from powercrud_dashboard.exceptions import AllObjectsFailed, ClusterStopping, SliceEnded, TaskCancelled, TaskPaused
+from powercrud_dashboard.exceptions import (
+    AllObjectsFailed,
+    ClusterStopping,
+    FailedAfterCommit,
+    SliceEnded,
+    TaskCancelled,
+    TaskPaused,
+)
 from powercrud_dashboard.models import ActiveTask, TaskCursor, TaskObject
 from powercrud_dashboard.models.database import check_can_commit, checked_transaction, coordination_db
 from powercrud_dashboard.models.objects import ObjectOutcome, Outcome
-from powercrud_dashboard.text import MESSAGE, SHORT, KeptText, clean_text, error_summary, error_text, traceback_text
+from powercrud_dashboard.text import MESSAGE, SHORT, clean_text, error_summary, error_text, traceback_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +40,6 @@ STOPPED_IN_ORDER = (Exception, TaskCancelled, TaskPaused, SliceEnded, ClusterSto
 
 GONE = gettext_noop("Deleted, or not visible to the user")
 NOT_ALLOWED = gettext_noop("No permission")
-FAILED_AFTER_COMMIT = KeptText(
-    _("The changes are stored, but a callback after their commit failed. %(error)s"), inner=["error"]
-)
 LOST = gettext_noop("Worker lost: attempts at this object ended with the loss of the worker or at the time limit")
 
 #: On SQLite, which has one writer and no queue: seconds of work after which others get a turn to write, and how long it
@@ -246,7 +249,7 @@ class PerObjectRun:
     def _failure(self, pk: Any, obj: Any, error: Exception, *, is_committed: bool = False) -> ObjectOutcome:
         text = error_summary(error)
         if is_committed:
-            text = error_text(FAILED_AFTER_COMMIT(error=text), MESSAGE)
+            text = error_text(FailedAfterCommit(text), MESSAGE)
         # From the function of the project on: the first frame is this class's own.
         traceback = traceback_text(error, error.__traceback__ and error.__traceback__.tb_next)
         return self._outcome(pk, Outcome.FAILED, text, obj=obj, traceback=traceback)

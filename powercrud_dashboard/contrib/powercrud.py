@@ -9,14 +9,15 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from django.apps import apps
 from django.core.cache.backends.dummy import DummyCache
-from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.core.exceptions import NON_FIELD_ERRORS, FieldDoesNotExist, ImproperlyConfigured
 from django.db import models, router, transaction
 from django.urls import URLResolver
+from django.utils.html import escape
 from django.utils.text import format_lazy
 from django.utils.translation import gettext, gettext_lazy
 from powercrud.async_context import task_context
@@ -29,8 +30,10 @@ from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.dashboard_manager import DashboardAsyncManager
 from powercrud_dashboard.engine import calls, locks, registry
 from powercrud_dashboard.engine.spec import TaskFunction, argument_names, is_plain_json, resolve_function
+from powercrud_dashboard.exceptions import FailedAfterCommit
 from powercrud_dashboard.models import TaskRecord, TaskStatus
-from powercrud_dashboard.text import translated
+from powercrud_dashboard.models.database import check_can_commit, checked_transaction
+from powercrud_dashboard.text import error_summary, translated
 
 __all__ = ["BulkOperationFailed", "PowerCrudManager"]
 
@@ -88,14 +91,21 @@ class PowerCrudManager(DashboardAsyncManager, PeerManager):  # type: ignore[misc
             bulk_function, label = _BULK_TASKS[path]
             func = f"{__name__}.{bulk_function.__name__}"
             options.setdefault("shown_func", path)
-            # Its "25 books" is no object: those that the task locks are known by their keys.
-            texts = options.pop("affected_objects", None) or args[0]
-            options.setdefault("label", format_lazy(label, objects=texts))
-            args = tuple(_without_controls(argument) for argument in args)
+            given = {**dict(zip(argument_names(bulk_function, len(args)), args, strict=False)), **options}
+            objects = given.get("model_path", path)
+            if isinstance(given.get("affected_objects"), str):
+                # Its "25 books" is no object: those that the task locks are known by their keys.
+                objects = options.pop("affected_objects")
+            options.setdefault("label", format_lazy(label, objects=objects))
+            args = tuple(map(_without_controls, args))
+            options = {name: _without_controls(value) for name, value in options.items()}
         return super().launch_async_task(func, *args, task_key=task_key, **options)
 
     def wrap_function(self, func: TaskFunction) -> TaskFunction:
         """Make the task the current one in ``powercrud.async_context`` too, while its function runs."""
+        if calls.is_generator_function(func):
+            # It is refused.
+            return func
 
         @wraps(func)
         def run_in_context(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +125,8 @@ class PowerCrudManager(DashboardAsyncManager, PeerManager):  # type: ignore[misc
     def describe_progress(self, task_name: str) -> dict[str, Any]:
         """Return the answer of the progress endpoint in the statuses that the script on PowerCRUD's pages knows.
 
-        With another status that script shows the JSON. It shows ``progress`` as the reason of a failure.
+        With another status that script shows the JSON. It shows ``progress`` as the reason of a failure, and puts it
+        into the page as HTML.
         """
         found = super().describe_progress(task_name)
         if found["status"] == TaskStatus.CANCELLED:
@@ -125,6 +136,9 @@ class PowerCrudManager(DashboardAsyncManager, PeerManager):  # type: ignore[misc
         elif found["status"] == TaskStatus.FAILED:
             errors = TaskRecord.objects.filter(task_name=task_name).values_list("error", flat=True)
             found["progress"] = translated(errors.first() or "") or found["progress"]
+        if found["progress"]:
+            # Translated first, as the translation is not known by what is escaped.
+            found["progress"] = escape(gettext(found["progress"]))
         return found
 
     def is_open_to_all(self, task_name: str) -> bool:
@@ -132,7 +146,7 @@ class PowerCrudManager(DashboardAsyncManager, PeerManager):  # type: ignore[misc
 
         The session of that person is not known here: whoever knows the task's name, a random UUID, may follow it.
         """
-        bulk_tasks = TaskRecord.objects.filter(func__in=_BULK_TASKS, user=None, user_label="")
+        bulk_tasks = TaskRecord.objects.filter(func__in=_BULK_TASKS, user=None, user_label="", retry_of=None)
         return bulk_tasks.filter(task_name=task_name).exists()
 
     def cleanup_completed_tasks(self, *, dry_run: bool = False) -> dict[str, Any]:
@@ -213,22 +227,30 @@ class BulkOperationFailed(RuntimeError):
     """A bulk update or deletion has failed, and nothing of it is stored."""
 
     def __init__(self, errors: Any) -> None:
-        self.errors = list(errors or ())
-        texts = []
-        for scope, messages in self.errors:
-            text = " ".join(map(str, messages))
-            texts.append(text if scope in (None, "general") else f"{scope}: {text}")
-        super().__init__("; ".join(texts) or "PowerCRUD gives no reason.")
+        self.errors = _listed(errors)
+        super().__init__("; ".join(filter(None, map(_reason, self.errors))) or "PowerCRUD gives no reason.")
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return what PowerCRUD has as a list, and a persistence backend of a project perhaps in another form, as one."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return list(value) if isinstance(value, list | tuple | set) else [value]
+
+
+def _reason(error: Any) -> str:
+    scope, messages = error if isinstance(error, list | tuple) and len(error) == 2 else (None, error)
+    text = " ".join(str(message) for message in _listed(getattr(messages, "messages", messages)) if message)
+    return text if not text or scope in (None, "general", NON_FIELD_ERRORS) else f"{scope}: {text}"
 
 
 def bulk_delete(model_path: str, selected_ids: list[Any], user_id: Any, *, task_key: str = "") -> int:
     """Delete these objects, all or none. Return how many."""
-    model = apps.get_model(model_path)
-    with _bulk_operation(model) as finish:
+    with _bulk_operation(model_path, selected_ids) as operation:
         result = BulkMixin()._perform_bulk_delete(
-            model.objects.filter(pk__in=selected_ids), progress_callback=_reporting("deleting")
+            operation.objects, progress_callback=partial(operation.report, "deleting")
         )
-        return finish("delete", result)
+        return operation.finish("delete", result)
 
 
 def bulk_update(
@@ -245,16 +267,15 @@ def bulk_update(
     bulk_update_persistence_backend_config: dict[str, Any] | None = None,
 ) -> int:
     """Update these objects with the persistence backend, all or none. Return how many."""
-    model = apps.get_model(model_path)
     backend = resolve_bulk_update_persistence_backend(
         bulk_update_persistence_backend_path, config=bulk_update_persistence_backend_config
     )
-    with _bulk_operation(model) as finish:
+    with _bulk_operation(model_path, selected_ids) as operation:
         result = backend.persist_bulk_update(
-            queryset=model.objects.filter(pk__in=selected_ids),
+            queryset=operation.objects,
             bulk_fields=bulk_fields,
             fields_to_update=fields_to_update,
-            field_data=[{**item, "info": _with_field(model, item)} for item in field_data],
+            field_data=[{**item, "info": _with_field(operation.objects.model, item)} for item in field_data],
             context=BulkUpdateExecutionContext(
                 mode="async",
                 model_path=model_path,
@@ -263,46 +284,63 @@ def bulk_update(
                 task_name=task_key,
                 manager_class_path=manager_class,
             ),
-            progress_callback=_reporting("updating"),
+            progress_callback=partial(operation.report, "updating"),
         )
-        return finish("update", result)
+        return operation.finish("update", result)
 
 
-_BULK_TASKS = {
+_BULK_TASKS: dict[str, tuple[TaskFunction, Any]] = {
     "powercrud.tasks.bulk_delete_task": (bulk_delete, gettext_lazy("Delete {objects}")),
     "powercrud.tasks.bulk_update_task": (bulk_update, gettext_lazy("Update {objects}")),
 }
 
 
-@contextmanager
-def _bulk_operation(model: type[models.Model]) -> Iterator[Callable[[str, Mapping[str, Any]], int]]:
-    """Yield a function that takes the result, as the last thing of the block.
+class _BulkOperation:
+    """What a bulk operation works on, and how it tells of its work."""
 
-    All of the block is one transaction. PowerCRUD's own ends before it reports that it is done: a cancellation at that
-    moment would be recorded for work that is stored.
-    """
+    def __init__(self, objects: models.QuerySet[Any]) -> None:
+        self.objects = objects
+        self._task = get_current_task()
 
-    def finish(name: str, result: Mapping[str, Any]) -> int:
+    def report(self, verb: str, current: int, total: int) -> None:
+        """Report progress. Where something is caught that spoils the transaction, this raises an error.
+
+        PowerCRUD's own transaction, from whose block this is called, would be rolled back without one.
+        """
+        check_can_commit(self.objects.db)
+        if self._task is not None:
+            self._task.update_progress(f"{verb}: {current}/{total}")
+
+    def finish(self, name: str, result: Mapping[str, Any]) -> int:
+        """Return the number of objects; call it as the last thing of the block."""
         if not result.get("success"):
             raise BulkOperationFailed(result.get("errors"))
         count = int(result.get("success_records", 0))
-        if (task := get_current_task()) is not None:
-            task.update_progress(f"completed {name}: {count} processed", current=count, total=count)
-            task.commit_now()
+        if self._task is not None:
+            self._task.update_progress(f"completed {name}: {count} processed", current=count, total=count)
+            self._task.commit_now()
         return count
 
-    with transaction.atomic(using=router.db_for_write(model)):
-        yield finish
 
+@contextmanager
+def _bulk_operation(model_path: str, selected_ids: list[Any]) -> Iterator[_BulkOperation]:
+    """Make all of the block one transaction, on these objects.
 
-def _reporting(verb: str) -> Callable[[int, int], None]:
-    task = get_current_task()
-
-    def report(current: int, total: int) -> None:
-        if task is not None:
-            task.update_progress(f"{verb}: {current}/{total}")
-
-    return report
+    PowerCRUD's own ends before it reports that it is done: a cancellation at that moment would be recorded for work
+    that is stored.
+    """
+    model = apps.get_model(model_path)
+    # Read where they are written, as a replica may lag behind.
+    using = router.db_for_write(model)
+    committed: list[bool] = []
+    try:
+        with checked_transaction(using):
+            transaction.on_commit(partial(committed.append, True), using=using)
+            yield _BulkOperation(model.objects.using(using).filter(pk__in=selected_ids))
+    except Exception as error:
+        if committed:
+            raise FailedAfterCommit(error_summary(error)) from error
+        raise
 
 
 def _with_field(model: type[models.Model], item: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,6 +186,13 @@ def test_a_cancelled_task_is_told_in_words_that_the_page_knows(pages, make_books
     assert set(Book.objects.values_list("pages", flat=True)) == {100}
 
 
+def test_the_reason_of_a_failure_is_no_html(pages, make_books):
+    # PowerCRUD's script makes it a part of the page.
+    name = launched(pages.update(make_books(2, shelf="<img>"), pages=7))
+    run_queue()
+    assert pages.poll(name).json()["progress"] == "shelf: Value &#x27;&lt;img&gt;&#x27; is not a valid choice."
+
+
 def test_a_paused_task_is_told_so(pages, make_books, manager):
     name = launched(pages.update(make_books(2), pages=7))
     assert manager.pause_task(name)
@@ -206,12 +213,19 @@ def test_a_task_of_somebody_who_was_deleted_is_not_open_to_all(make_books, visit
     assert visitor.poll(name).status_code == 401
 
 
-def test_who_launches_a_task_without_a_login_can_follow_it(visitor, make_books, record_of, pages):
+def test_a_task_that_a_program_retries_is_not_open_to_all(pages, visitor, make_books, manager):
+    name = launched(pages.update(make_books(2, title="bad"), pages=300))
+    run_queue()
+    assert visitor.poll(manager.retry_task(name)).status_code == 401
+
+
+def test_who_launches_a_task_without_a_login_can_follow_it(visitor, make_books, record_of, client_of, make_user):
     name = launched(visitor.update(make_books(2), pages=7))
     assert visitor.poll(name).json()["status"] == "pending"
     run_queue()
     assert (visitor.poll(name).status_code, visitor.poll(name).json()["status"]) == (286, "success")
     assert record_of(name).user is None
+    assert Pages(client_of(make_user("who has logged in since"))).poll(name).status_code == 286
     # Only at PowerCRUD's endpoint, and only its own tasks.
     assert visitor.get("pages:async_progress", task_name=name).status_code == 401
     other = PowerCrudManager().launch_async_task("tests.testapp.tasks.add", 1)
