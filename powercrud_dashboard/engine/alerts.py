@@ -20,7 +20,7 @@ from django.db.models import Count, Q, Sum
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from powercrud_dashboard.engine import alert_messages, bounded, plain
+from powercrud_dashboard.engine import alert_messages, bounded, plain, statistics
 from powercrud_dashboard.engine.alert_rules import Limits, Rules
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.vitals import Waiting, Workers, waiting_by_queue
@@ -164,15 +164,18 @@ _sending = _InBackground("alert-messages", alert_messages.send_due)
 
 
 def _evaluate_and_send() -> None:
-    evaluate()
+    has_turn = evaluate()
     _sending.start()
+    if has_turn:
+        # Who has the turn counts too: a health address that is asked often leaves the workers few turns.
+        statistics.count_ended()
 
 
 _evaluating = _InBackground("alerts", _evaluate_and_send)
 
 
 def evaluate_in_background() -> None:
-    """Evaluate in a thread, and send what is due in another one: the caller waits for neither."""
+    """Evaluate, and count ended tasks, in a thread, and send what is due in another one: the caller waits for neither."""
     _evaluating.start()
 
 

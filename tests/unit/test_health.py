@@ -10,7 +10,7 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from powercrud_dashboard.dashboard.views.health import HealthView
-from powercrud_dashboard.models import ActiveTask, AlertEvaluation, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import ActiveTask, AlertEvaluation, TaskRecord, TaskTotal, WorkerProcess
 from powercrud_dashboard.q2 import queue
 from tests import alerting
 from tests.alerting import ended, is_quiet, open_alerts, worker
@@ -179,6 +179,14 @@ def test_it_evaluates_the_alerts_if_nobody_else_does(with_token):
     health(503)
     wait_until(lambda: alerting.told, "somebody is told")
     assert open_alerts() == [("no_workers", "")]
+
+
+def test_it_counts_ended_tasks_if_it_has_the_turn_of_the_workers():
+    ended(3, "failed")
+    AlertEvaluation.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    health(503)
+    wait_until(lambda: TaskTotal.objects.filter(failed=3).exists(), "they are counted")
+    wait_until(is_quiet, "nothing more is sent")
 
 
 @pytest.mark.django_db(transaction=False)
