@@ -52,6 +52,8 @@ NEEDED_BY_NOTICES = (
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 )
+#: Settings that have secrets, which are not shown.
+SECRET = {"DASHBOARD_ALERTS", "DASHBOARD_HEALTH_TOKEN"}
 #: Packages that the pages use.
 REQUIRED_APPS = ("django_q", "django_htmx", "django_tables2", "django_filters")
 
@@ -112,7 +114,8 @@ def _managers(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _wrong_types(given: dict[str, Any]) -> Iterator[CheckMessage]:
     for name, value in given.items():
         if name in SETTING_NAMES and name not in WITHOUT_DEFAULT and not is_valid(name, value):
-            yield _invalid_value(f"[{name!r}]", value, _describe(name))
+            shown = alert_rules.HIDDEN if name in SECRET else value
+            yield _invalid_value(f"[{name!r}]", shown, _describe(name))
     # The path of the class has a check of its own.
     for name, default in _managers(given):
         if not isinstance(config := default.get("config"), dict | None):

@@ -37,6 +37,8 @@ CHANNELS = ("mail", "webhook", "call")
 #: The key of the callables that find what is wrong.
 CHECKS = "checks"
 WEBHOOK_KEYS = ("url", "secret", "timeout")
+#: In the place of what is, or may be by a misspelt key, a secret.
+HIDDEN = "..."
 #: Seconds that the server of a webhook may take.
 WEBHOOK_TIMEOUT = 10
 
@@ -158,7 +160,7 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
         elif key in ("call", CHECKS):
             yield from _path_mistakes(key, value)
         else:
-            yield Mistake(str(key), value, _instead(key, known))
+            yield Mistake(str(key), HIDDEN, _instead(key, known))
 
 
 def _instead(key: object, known: list[str]) -> str:
@@ -192,18 +194,18 @@ def _kind_mistakes(kind: str, place: str, given: object, scopes: tuple[str, ...]
 
 def _webhook_mistakes(given: object) -> Iterator[Mistake]:
     if not isinstance(given, Mapping):
-        yield Mistake("webhook", given, "a dict with url and secret")
+        yield Mistake("webhook", HIDDEN, "a dict with url and secret")
         return
     for key in given:
         if key not in WEBHOOK_KEYS:
-            yield Mistake(f"webhook.{key}", given[key], _instead(key, list(WEBHOOK_KEYS)))
+            yield Mistake(f"webhook.{key}", HIDDEN, _instead(key, list(WEBHOOK_KEYS)))
     url, secret, timeout = given.get("url"), given.get("secret"), given.get("timeout", WEBHOOK_TIMEOUT)
     if not (isinstance(url, str) and _is_address(url)):
         # A password in it is not for everybody who reads the message.
         expected = "an ASCII address that begins with http:// or https://, without a user or password"
-        yield Mistake("webhook.url", "..." if isinstance(url, str) and "@" in url else url, expected)
+        yield Mistake("webhook.url", HIDDEN if isinstance(url, str) and "@" in url else url, expected)
     if not (isinstance(secret, str) and secret):
-        yield Mistake("webhook.secret", "..." if secret else secret, "a text with which messages are signed")
+        yield Mistake("webhook.secret", HIDDEN if secret else secret, "a text with which messages are signed")
     if isinstance(timeout, bool) or not isinstance(timeout, int) or not 1 <= timeout <= 60:
         yield Mistake("webhook.timeout", timeout, "a whole number of seconds, 1 to 60")
 

@@ -91,6 +91,27 @@ def test_a_secret_is_not_shown(given):
     assert "hunter2" not in str(found())
 
 
+@pytest.mark.parametrize(
+    "alerts",
+    [
+        {"webhook": {"url": "https://example.com/", "secrets": "hunter2"}},
+        {"web_hook": {"url": "https://example.com/", "secret": "hunter2"}},
+        {"webhook": "https://me:hunter2@example.com/"},
+    ],
+)
+def test_nor_is_one_with_a_misspelt_key(given, alerts):
+    given(alerts)
+    assert found()
+    assert "hunter2" not in str(found())
+
+
+@pytest.mark.parametrize("name", ["DASHBOARD_ALERTS", "DASHBOARD_HEALTH_TOKEN"])
+def test_nor_is_one_of_another_type(settings, name):
+    settings.POWERCRUD_SETTINGS = {name: [{"secret": "hunter2"}]}
+    (message,) = (message for message in run_checks() if name in message.msg)
+    assert "hunter2" not in f"{message.msg} {message.hint}"
+
+
 def test_another_type_than_a_dict_is_reported_as_for_all_settings(given):
     rules = given(["no_workers"])
     assert {message.id for message in run_checks() if "DASHBOARD_ALERTS" in message.msg} == {"powercrud_dashboard.E002"}
