@@ -175,7 +175,7 @@ _evaluating = _InBackground("alerts", _evaluate_and_send)
 
 
 def evaluate_in_background() -> None:
-    """Evaluate, and count ended tasks, in a thread, and send what is due in another one: the caller waits for neither."""
+    """Evaluate and count in a thread, and send what is due in another one: the caller waits for neither."""
     _evaluating.start()
 
 
