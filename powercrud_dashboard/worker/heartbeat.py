@@ -86,6 +86,9 @@ class TaskMonitor:
         self._given_up_at: float | None = None
         self._has_warned = False
         self._is_taken_away = False
+        #: Held where this process is ended, so that it never is once the task has ended.
+        self._end_lock = threading.Lock()
+        self._has_ended = False
         policy = RetryPolicy.from_json(active.policy)
         self._requeues_on_stop = policy is not None and policy.requeues_on_stop
         self._stopping_since: float | None = None
@@ -102,9 +105,17 @@ class TaskMonitor:
         self.began_at = clock()
         self._context.is_overdue = is_overdue
 
+    def end(self) -> None:
+        """Note that the task has ended: from now on this neither stops it nor ends the process.
+
+        A round that waits for the database may go on much later, while the process runs another task or is idle.
+        """
+        with self._end_lock:
+            self._has_ended = True
+
     def look(self) -> None:
         """Write what is new, and stop the task if its cluster is being stopped and its policy requeues it."""
-        if self._interruption is not None and not self._is_taken_away:
+        if self._interruption is not None and not (self._is_taken_away or self._has_ended):
             self._look_for_stop()
             self._write_news()
 
@@ -113,6 +124,8 @@ class TaskMonitor:
         if self._is_taken_away:
             return
         now = ActiveTask.objects.filter(pk=self._active.pk).only(*_REQUESTS).first()
+        if self._has_ended:
+            return
         if now is None or (now.attempt, now.state) != (self._active.attempt, self._active.state):
             self._is_taken_away = True
             logger.warning(
@@ -134,7 +147,9 @@ class TaskMonitor:
             self._given_up_at = now
         if self._interruption is not None and now - self._given_up_at >= STOPS_WITHIN:
             # No logging from here on, as that may wait for what the task holds.
-            os._exit(1)
+            with self._end_lock:
+                if not self._has_ended:
+                    os._exit(1)
         self._stop_with(TaskGivenUp)
 
     @property
@@ -272,6 +287,7 @@ class HeartbeatThread:
         try:
             yield
         finally:
+            monitor.end()
             with self._condition:
                 self._monitors.remove(monitor)
                 # Not for ever: the round may wait for what the task's own transaction has locked.

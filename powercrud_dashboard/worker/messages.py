@@ -15,6 +15,8 @@ from powercrud_dashboard.worker import interrupt
 STOP = "STOP"
 #: Seconds after which an idle worker looks for a SIGTERM.
 LOOK_INTERVAL = 1.0
+#: Seconds that a worker lets another one take the message that both have seen.
+YIELD = 0.001
 #: Seconds that this worker rests after it has left a message in the queue, which it may get again at once.
 PAUSE = 1.0
 
@@ -24,6 +26,7 @@ class Messages:
 
     def __init__(self, taken: Any, timer: Any) -> None:
         self._get = taken.get
+        self._wait = taken._reader.poll
         self._timer = timer
         self._pid = os.getpid()
         self._alarm_handler: Any = None
@@ -42,9 +45,13 @@ class Messages:
             self._has_left_one = False
             time.sleep(PAUSE)
         while not interrupt.sigterm_was_for_this_process():
+            # Not with the lock of the queue, as get() does: if this process were killed, nobody would release it.
+            if not self._wait(LOOK_INTERVAL):
+                continue
             try:
-                message = self._get(timeout=LOOK_INTERVAL)
+                message = self._get(block=False)
             except Empty:
+                time.sleep(YIELD)
                 continue
             if message == STOP:
                 break

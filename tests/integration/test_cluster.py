@@ -143,6 +143,17 @@ def test_a_running_task_that_never_reports_is_cancelled_and_its_worker_lives(
     wait_until(worker_answers, "the same worker process runs another task")
 
 
+def test_idle_workers_that_are_killed_keep_no_others_from_their_tasks(cluster, manager):
+    """They do not hold the lock of the queue that they share while they wait, which nobody would release."""
+    killed = cluster.worker_pids
+    wait_until(lambda: WorkerProcess.objects.count() == len(killed), "all wait for tasks")
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: (now := cluster.worker_pids) and not set(now) & set(killed), "the cluster has others")
+    name = manager.launch_async_task(tasks.add, 1)
+    assert manager.get_task_status(name, wait=SOON) == "success"
+
+
 def test_a_cancelled_queued_task_never_runs(manager, transactional_db, cluster_later, tmp_path, record_of):
     ledger = tmp_path / "ledger"
     name = manager.launch_async_task(tasks.count_runs, str(ledger))

@@ -110,7 +110,7 @@ def test_no_process_of_a_cluster_uses_the_connection_pool_of_another(
     cluster = cluster_later(DJANGO_SETTINGS_MODULE=f"{SETTINGS_MODULE}_pool", PCRUD_TEST_EARLY_QUERY="1")
     names = [manager.launch_async_task(tasks.database_sessions, 20) for _ in range(20)]
     wait_until(lambda: TaskRecord.objects.completed().count() == 20, "all end well")
-    # A busy one, as an idle one may have the lock of the queue in its hands.
+    # A busy one, which uses connections.
     manager.launch_async_task(tasks.wait_for_file, str(tmp_path / "never"))
     killed = until_started(tmp_path / "never")
     os.kill(killed, signal.SIGKILL)
