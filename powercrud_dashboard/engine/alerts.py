@@ -145,8 +145,14 @@ class _InBackground:
         self._is_running = threading.Lock()
 
     def start(self) -> None:
-        if self._is_running.acquire(blocking=False):
+        if not self._is_running.acquire(blocking=False):
+            return
+        try:
             threading.Thread(target=self._run, name=f"powercrud-dashboard-{self._name}", daemon=True).start()
+        except RuntimeError:
+            # The system lets this process have no more threads for now.
+            self._is_running.release()
+            logger.warning("The thread %s can't be started", self._name, exc_info=True)
 
     def _run(self) -> None:
         try:

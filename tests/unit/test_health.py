@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -179,6 +180,19 @@ def test_it_evaluates_the_alerts_if_nobody_else_does(with_token):
     health(503)
     wait_until(lambda: alerting.told, "somebody is told")
     assert open_alerts() == [("no_workers", "")]
+
+
+def test_it_answers_if_no_thread_can_be_started_and_evaluates_later(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker(1, silent=60)
+    AlertEvaluation.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        health(503)
+    health(503)
+    wait_until(lambda: open_alerts() == [("no_workers", "")], "they are evaluated")
 
 
 def test_it_counts_ended_tasks_if_it_has_the_turn_of_the_workers():
