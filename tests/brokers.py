@@ -1,4 +1,4 @@
-"""A broker that keeps no receipts, as Redis, in the memory of the tests' process."""
+"""Brokers of the tests' process. Set ``Conf.BROKER_CLASS`` to the path of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django_q.signing import SignedPackage
 
 
 class MemoryBroker(Broker):
-    """Set ``Conf.BROKER_CLASS`` to its path. The lists are shared by all instances."""
+    """Keeps no receipts, as Redis, and its messages in memory. The lists are shared by all instances."""
 
     messages: list[str] = []
     #: The living clusters: seconds by which the clock of each is wrong, and messages that it holds.
@@ -53,3 +53,26 @@ class MemoryBroker(Broker):
     @classmethod
     def names(cls) -> list[str]:
         return [SignedPackage.loads(message)["name"] for message in cls.messages]
+
+
+class UnlistedBroker(MemoryBroker):
+    """Does not let anybody list its messages. Its client is as that of MongoDB: each name is a database."""
+
+    @staticmethod
+    def get_connection(list_key: str | None = None) -> Any:
+        return AnyName()
+
+
+class AnyName:
+    def __getattr__(self, name: str) -> object:
+        return object()
+
+
+class AwayBroker(Broker):
+    """Can't be reached."""
+
+    def enqueue(self, task: str) -> None:
+        raise ConnectionError("Nobody listens.")
+
+    def queue_size(self) -> int:
+        raise ConnectionError("Nobody listens.")

@@ -23,28 +23,37 @@ logger = logging.getLogger(__name__)
 
 
 def cache_works() -> bool:
-    """Return whether the progress cache keeps values and is shared between processes.
+    """Return whether the progress cache keeps values and is shared between processes; what is wrong is logged.
 
     True without a cache: then progress is in the database only.
     """
     if not app_settings.CACHE_NAME:
         return True
     try:
-        cache = caches[app_settings.CACHE_NAME]
         if not queue.is_shared_cache(app_settings.CACHE_NAME):
             logger.warning(
                 "The cache %r is not shared between processes: set CACHE_NAME to one that is, or to None.",
                 app_settings.CACHE_NAME,
             )
             return False
-        key, value = f"powercrud_dashboard:check:{uuid.uuid4().hex}", uuid.uuid4().hex
-        cache.set(key, value, 60)
-        works: bool = cache.get(key) == value
-        cache.delete(key)
+        return cache_keeps_values(app_settings.CACHE_NAME)
     except Exception:
         logger.exception("The cache %r does not work", app_settings.CACHE_NAME)
         return False
-    return works
+
+
+def cache_keeps_values(name: str) -> bool:
+    """Return whether the cache of this name keeps a value.
+
+    Raises:
+        Exception: whatever the cache raises while it is away.
+    """
+    cache = caches[name]
+    key, value = f"powercrud_dashboard:check:{uuid.uuid4().hex}", uuid.uuid4().hex
+    cache.set(key, value, 60)
+    is_kept: bool = cache.get(key) == value
+    cache.delete(key)
+    return is_kept
 
 
 def cluster_answers(timeout_ms: int | None = None) -> bool:

@@ -233,9 +233,9 @@ def _queued_names(broker: Broker) -> set[str] | None:
     size = broker.queue_size() + (broker.lock_size() or 0)
     if not size:
         return set()
-    # Redis has it.
+    # Redis has it. The client of MongoDB answers any name with a database that is called so.
     list_range = getattr(broker.connection, "lrange", None)
-    if list_range is None or size > LISTED_AT_MOST:
+    if not callable(list_range) or size > LISTED_AT_MOST:
         return None
     names: set[str] = set()
     for message in list_range(broker.list_key, 0, -1):
@@ -434,17 +434,24 @@ def is_shared_cache(alias: str) -> bool:
     return not isinstance(caches[alias], LocMemCache | DummyCache)
 
 
-def broker_answers() -> bool:
-    """Return whether the broker can be reached. With a queue in the coordination database no query is made."""
+def ask_broker() -> None:
+    """Ask the broker for something. With a queue in the coordination database no query is made.
+
+    Raises:
+        Exception: whatever the broker raises while it is away.
+    """
     alias = broker_database()
-    if alias is not None and alias == coordination_db():
-        # Its owner has been asked already.
-        return True
+    if alias is None:
+        get_broker().queue_size()
+    elif alias != coordination_db():
+        # The owner of that one has been asked already.
+        OrmQ.objects.using(alias).exists()
+
+
+def broker_answers() -> bool:
+    """Return whether the broker can be reached; if not, this is logged."""
     try:
-        if alias is not None:
-            OrmQ.objects.using(alias).exists()
-        else:
-            get_broker().queue_size()
+        ask_broker()
     except Exception:
         logger.warning("The broker can't be reached", exc_info=True)
         return False

@@ -11,6 +11,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
+from django_q.conf import Conf
 from django_q.models import Schedule
 
 from powercrud_dashboard.engine import pauses
@@ -134,6 +135,23 @@ def test_a_cache_of_one_process(well, settings):
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     settings.POWERCRUD_SETTINGS = {"CACHE_NAME": "default"}
     assert "not shared between processes" in problem("cache")["text"]
+
+
+def test_a_broker_that_is_away(well, monkeypatch, caplog):
+    monkeypatch.setattr(Conf, "BROKER_CLASS", "tests.brokers.AwayBroker")
+    found = problem("broker")
+    assert found["text"] == "The broker can't be reached: launches fail. ConnectionError: Nobody listens."
+    assert found["hint"] == "Check that it is running, and its address in Q_CLUSTER."
+    # It is said once.
+    assert not caplog.records
+
+
+def test_a_cache_that_is_away(well, settings, caplog):
+    away = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": "unix:///nowhere/redis.sock"}
+    settings.CACHES = {**settings.CACHES, "away": away}
+    settings.POWERCRUD_SETTINGS = {"CACHE_NAME": "away"}
+    assert problem("cache")["text"].startswith("The cache 'away' of CACHE_NAME does not work. ConnectionError: ")
+    assert not caplog.records
 
 
 def test_a_cleanup_that_is_not_scheduled(well):

@@ -63,6 +63,14 @@ def test_lost_tasks_are_found_while_other_messages_wait(manager, broker, lost):
     assert waiting in broker.names()
 
 
+def test_what_can_not_be_listed_is_not_lost(manager, broker, lost, monkeypatch, caplog):
+    manager.launch_async_task(tasks.add, 2)
+    monkeypatch.setattr(Conf, "BROKER_CLASS", "tests.brokers.UnlistedBroker")
+    manager.cleanup_completed_tasks()
+    assert not is_missing()
+    assert "A step of the cleanup failed" not in caplog.text
+
+
 def test_what_a_living_cluster_may_hold_is_not_lost(manager, broker, lost, monkeypatch):
     monkeypatch.setattr("powercrud_dashboard.q2.queue.SEEN_WITHIN", 0.3)
     broker.clusters[:] = [(0, 0), (-HOUR, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 from datetime import timedelta
 from io import StringIO
@@ -14,9 +15,11 @@ from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 from django_q.brokers import get_broker
+from django_q.conf import Conf
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard.engine import pauses, smoke, statistics
+from powercrud_dashboard.management.pcrud.smoke import DeletedMeanwhile, run_test
 from powercrud_dashboard.models import ActiveTask, TaskNotice, TaskRecord, TaskStatistics, WorkerProcess
 from tests.workers import claimed_elsewhere, deliver
 
@@ -269,5 +272,26 @@ def test_a_broker_that_does_not_take_it_is_said(db, monkeypatch):
     monkeypatch.setattr("django_q.brokers.redis_broker.Redis.enqueue", away)
     code, out, error = run("--json")
     assert (code, json.loads(out)["stopped_at"]) == (1, "launched")
-    assert "no broker here. Check that" in error
+    assert error == (
+        "Not launched: the broker does not take it. ConnectionError: no broker here. Check that it is running, and its "
+        "address in Q_CLUSTER."
+    )
     assert not TaskRecord.objects.exists()
+
+
+def test_it_is_said_without_tracebacks_where_no_log_is_set_up(db, monkeypatch, capsys):
+    monkeypatch.setattr(Conf, "BROKER_CLASS", "tests.brokers.AwayBroker")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    err = StringIO()
+    with pytest.raises(CommandError):
+        call_command("pcrud", "test", stdout=StringIO(), stderr=err)
+    assert re.fullmatch(r"Task \S+ could not be queued \(ConnectionError: Nobody listens\.\)\n", err.getvalue())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_test_that_is_deleted_meanwhile_is_said(db):
+    def delete(text: str) -> None:
+        smoke.forget(TaskRecord.objects.get().task_name)
+
+    with pytest.raises(DeletedMeanwhile, match="somebody has deleted the test before its end"):
+        run_test("", "anna", 30, tell=delete)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 from django.core.management.base import CommandParser, no_translations
@@ -48,7 +49,8 @@ class Command(StrictCommand):
         console = Console(
             self.stdout, self.stderr, self.style, is_json=options["json"], verbosity=options.get("verbosity", 1)
         )
-        with console.one_document():
+        logged = nullcontext() if options.get("traceback") else console.log_lines_as_notes()
+        with logged, console.one_document():
             SUBCOMMANDS[options["subcommand"]].handle(console, options)
 
 

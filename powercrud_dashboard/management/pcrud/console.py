@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -17,6 +18,8 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import Style
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import Error as DatabaseError
+
+from powercrud_dashboard.text import error_summary
 
 Item = TypeVar("Item")
 
@@ -73,6 +76,23 @@ class Console:
         """Print a remark that is not part of the result."""
         if not self._is_quiet:
             _write(self._stderr, printable(text))
+
+    @contextmanager
+    def log_lines_as_notes(self) -> Iterator[None]:
+        """Print warnings of this package that its block logs in one line each, where no handler takes them.
+
+        Python would print them with their tracebacks, beside what the command says of the same.
+        """
+        logger = logging.getLogger("powercrud_dashboard")
+        if logger.hasHandlers():
+            yield
+            return
+        handler = _Notes(self)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
     def document(self, value: Any) -> None:
         """Note the result that is printed as JSON, where it is wanted, at the end."""
@@ -156,6 +176,18 @@ class Console:
             # The bar is no part of what stays on the screen.
             self._stderr.write(f"\r{' ' * len(_bar(total, total))}\r", ending="")
             self._stderr.flush()
+
+
+class _Notes(logging.Handler):
+    """Prints log records as remarks."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self._console.note(f"{record.getMessage()} ({error_summary(error)})" if error else record.getMessage())
 
 
 def _write(stream: OutputWrapper, text: str, style: Any = None) -> None:

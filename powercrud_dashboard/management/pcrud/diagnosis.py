@@ -21,11 +21,12 @@ from powercrud_dashboard.engine import health
 from powercrud_dashboard.engine.launch import runs_in_caller
 from powercrud_dashboard.engine.vitals import Workers, waiting_by_queue
 from powercrud_dashboard.management.pcrud.console import counted
-from powercrud_dashboard.management.pcrud.smoke import NOT_LAUNCHED, run_test, told
+from powercrud_dashboard.management.pcrud.smoke import NOT_LAUNCHED, DeletedMeanwhile, run_test, told, why_not_launched
 from powercrud_dashboard.models import ActiveTask, ConflictLock, Pause, TaskRecord
 from powercrud_dashboard.models.database import coordination_db
 from powercrud_dashboard.q2 import queue, schedules
 from powercrud_dashboard.schedules import CLEANUP_PATH
+from powercrud_dashboard.text import error_summary
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -119,22 +120,29 @@ def cache(context: Context) -> Iterator[Finding]:
     elif not queue.is_shared_cache(name):
         hint = "Set CACHE_NAME to a cache of Redis, Memcached or the database, or to None."
         yield Finding(PROBLEM, f"The cache {name!r} of CACHE_NAME is not shared between processes.", hint)
-    elif not health.cache_works():
-        hint = "Check that its server is running, and its LOCATION."
-        yield Finding(PROBLEM, f"The cache {name!r} of CACHE_NAME does not keep values.", hint)
     else:
-        yield Finding(OK, f"The cache {name!r} for progress works.")
+        try:
+            problem = "" if health.cache_keeps_values(name) else "does not keep values."
+        except Exception as error:
+            problem = f"does not work. {error_summary(error)}"
+        if problem:
+            hint = "Check that its server is running, and its LOCATION."
+            yield Finding(PROBLEM, f"The cache {name!r} of CACHE_NAME {problem}", hint)
+        else:
+            yield Finding(OK, f"The cache {name!r} for progress works.")
 
 
 def broker(context: Context) -> Iterator[Finding]:
     if not queue.names_a_broker():
         hint = 'Name one in Q_CLUSTER, such as "orm": "default".'
         yield Finding(NOTE, "Q_CLUSTER names no broker: django-q2 uses Redis on this host.", hint)
-    if not queue.broker_answers():
+    try:
+        queue.ask_broker()
+    except Exception as error:
         hint = "Check that it is running, and its address in Q_CLUSTER."
-        yield Finding(PROBLEM, "The broker can't be reached: launches fail.", hint)
-        return
-    yield Finding(OK, "The broker answers.")
+        yield Finding(PROBLEM, f"The broker can't be reached: launches fail. {error_summary(error)}", hint)
+    else:
+        yield Finding(OK, "The broker answers.")
 
 
 def clusters(context: Context) -> Iterator[Finding]:
@@ -183,7 +191,10 @@ def test_task(context: Context) -> Iterator[Finding]:
         try:
             report = run_test(name, context.actor, context.timeout)
         except NOT_LAUNCHED as error:
-            yield Finding(PROBLEM, f"Queue {name}: the test task can't be launched: {error}")
+            yield Finding(PROBLEM, f"Queue {name}: the test task can't be launched: {why_not_launched(error)}")
+            continue
+        except DeletedMeanwhile as error:
+            yield Finding(PROBLEM, f"Queue {name}: {error}")
             continue
         if (stopped := report.next_step) is not None:
             text = f"Queue {name}: the test task has not passed within {context.timeout:g} s: {told(stopped)}"

@@ -41,8 +41,11 @@ class Test(Subcommand):
         try:
             report = run_test(options["cluster"], operator(options).actor, options["timeout"], tell=console.line)
         except NOT_LAUNCHED as error:
-            self._print_not_launched(console, options["cluster"], str(error))
-            raise failed(f"Not launched: {error}") from error
+            reason = why_not_launched(error)
+            self._print_not_launched(console, options["cluster"], reason)
+            raise failed(f"Not launched: {reason}") from error
+        except DeletedMeanwhile as error:
+            raise failed(f"Not passed: {error}") from error
         console.document(self._document(report))
         if (stopped := report.next_step) is not None:
             raise failed(f"Not passed within {options['timeout']:g} s: {told(stopped)}\n{report.advice}".strip())
@@ -74,6 +77,21 @@ class Test(Subcommand):
 NOT_LAUNCHED = (smoke.NotTestable, EnqueueError, ValueError)
 
 
+def why_not_launched(error: Exception) -> str:
+    """Return the reason. The test of which a broker's error tells is not there any more to be retried."""
+    if not isinstance(error, EnqueueError):
+        return str(error)
+    reason = error.reason.removesuffix(".")
+    return f"the broker does not take it. {reason}. Check that it is running, and its address in Q_CLUSTER."
+
+
+class DeletedMeanwhile(Exception):
+    """Somebody has deleted the test that is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__("somebody has deleted the test before its end. Run it again.")
+
+
 def run_test(cluster: str, actor: Any, timeout: float, tell: Callable[[str], None] = lambda text: None) -> smoke.Report:
     """Test a cluster, and return the report of the end of the test, or of the end of the time.
 
@@ -85,6 +103,7 @@ def run_test(cluster: str, actor: Any, timeout: float, tell: Callable[[str], Non
 
     Raises:
         NotTestable, EnqueueError, ValueError: if it can't be launched.
+        DeletedMeanwhile: if somebody deletes it, as another test does after some minutes.
     """
     began = time.monotonic()
     name = smoke.start(AsyncManager.resolve_manager(), cluster, actor)
@@ -92,7 +111,10 @@ def run_test(cluster: str, actor: Any, timeout: float, tell: Callable[[str], Non
     told_of = 0
     try:
         while True:
-            report = smoke.report(TaskRecord.objects.get(task_name=name), launch_took)
+            record = TaskRecord.objects.filter(task_name=name).first()
+            if record is None:
+                raise DeletedMeanwhile
+            report = smoke.report(record, launch_took)
             for step in report.steps[told_of:]:
                 if not step.is_done:
                     break
