@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from powercrud_dashboard.conf import app_settings, is_retention
 from powercrud_dashboard.engine import observed, plain
-from powercrud_dashboard.engine.observed import EndedTask
+from powercrud_dashboard.engine.observed_rows import EndedTask
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.models import TaskStatus
 from powercrud_dashboard.q2 import finished, observe

@@ -4,88 +4,42 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from django.db import IntegrityError
 from django.db.models import F, Q
-from django.utils.translation import gettext_lazy as _
 
-from powercrud_dashboard.engine import history, registry, release, statistics
+from powercrud_dashboard.engine import registry, statistics
 from powercrud_dashboard.engine.arguments import NAME_LENGTH
 from powercrud_dashboard.engine.failure_texts import outcome
-from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
-from powercrud_dashboard.engine.values import to_json
-from powercrud_dashboard.exceptions import UnimportableCallable
-from powercrud_dashboard.models import FailureReason, Resolution, Source, TaskEvent, TaskRecord, TaskStatus
+from powercrud_dashboard.engine.observed_rows import (
+    EndedTask,
+    Event,
+    PlainTask,
+    change_of,
+    end_of,
+    ended_columns,
+    lines_of,
+    new_columns,
+    place_of,
+    start_of,
+)
+from powercrud_dashboard.models import FailureReason, Source, TaskEvent, TaskRecord, TaskStatus
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.database import impatient_transaction, in_chunks, short_wait_on_sqlite
 from powercrud_dashboard.models.prepared import PreparedInsert
-from powercrud_dashboard.text import MESSAGE, SHORT, KeptText, clean_text, error_text, storable
-
-#: A lifecycle event and its payload.
-Event = tuple[str, dict[str, Any]]
+from powercrud_dashboard.text import storable
 
 #: Records written in one transaction, so that a launch never waits long for it.
 WRITTEN_AT_ONCE = 100
-#: Characters of signed arguments that are kept for a retry.
-PAYLOAD_AT_MOST = 10_000_000
 #: How often a batch is tried if somebody else inserts a record of it at the same moment.
 TRIES = 3
 
-_OBSERVED = KeptText(_("Observed in django-q2 as %(name)s"))
-
-
-@dataclass(frozen=True)
-class PlainTask:
-    """A task that django-q2's own functions have launched, as its message or its row tells of it.
-
-    Its record has django-q2's id as ``task_name``, as django-q2's names need not be unique.
-    """
-
-    #: django-q2's id, the name of the record.
-    id: str
-    #: django-q2's name: made of four words, or the one that the launch gave.
-    name: str
-    #: The dotted path of the function.
-    func: str
-    args: Sequence[Any] = field(default=(), repr=False)
-    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    #: When it was enqueued.
-    created_at: datetime = field(kw_only=True)
-    group: str = ""
-    cluster: str = ""
-    #: The label of the record; the path of the function by default.
-    label: str = ""
-    #: django-q2's own options of the launch, for a retry: ``hook``, ``timeout``, ...
-    options: Mapping[str, Any] = field(default_factory=dict)
-    #: The project's release at the launch; None for the one that runs now.
-    release: str | None = None
-    #: The ORM broker's key of the message that a worker has begun; "" if there is none.
-    receipt: str = ""
-    #: Whether the arguments are those of the launch, so that a retry can have them.
-    has_whole_arguments: bool = True
-
-
-@dataclass(frozen=True)
-class EndedTask(PlainTask):
-    """Such a task that has ended."""
-
-    success: bool = field(kw_only=True)
-    #: What the function has returned, or django-q2's text of the failure: the error and its traceback.
-    result: Any = field(default=None, kw_only=True, repr=False)
-    stopped_at: datetime = field(kw_only=True)
-    #: When a worker began it; None if that is not known, as in django-q2's rows.
-    started_at: datetime | None = None
-    attempts: int = 1
-    worker_host: str = ""
-    worker_pid: int | None = None
-
-
 Told = TypeVar("Told", bound=PlainTask)
+Answer = TypeVar("Answer")
 
 
 def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event]) -> None:
@@ -110,8 +64,8 @@ def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event])
     if recorder is None:
         return
     name = _fitting(task_name)
-    # Somebody's task waits for this.
-    with short_wait_on_sqlite(), impatient_transaction():
+
+    def write() -> None:
         known = TaskRecord.objects.filter(task_name=name).values_list("source", "attempts").first()
         if known is None:
             recorder.record_lifecycle_events(name, [("create", dict(creation)), *events])
@@ -120,6 +74,10 @@ def record(task_name: str, creation: Mapping[str, Any], events: Sequence[Event])
         new = [item for item in events if item[0] != "start" or item[1]["attempt"] > attempts]
         if new and source == creation["source"]:
             recorder.record_lifecycle_events(name, new)
+
+    # Somebody's task waits for this.
+    with short_wait_on_sqlite():
+        _insert_what_is_new(write)
 
 
 def record_ended(tasks: Iterable[EndedTask], *, by_rows: bool = False) -> int:
@@ -166,7 +124,7 @@ def record_queued(tasks: Iterable[PlainTask]) -> int:
     """
     if registry.recorder_for(None) is None:
         return 0
-    by_name = _prepared({_fitting(task.id): task for task in tasks}, _new_columns)
+    by_name = _prepared({_fitting(task.id): task for task in tasks}, new_columns)
 
     def write() -> int:
         known = _known(by_name)
@@ -177,7 +135,7 @@ def record_queued(tasks: Iterable[PlainTask]) -> int:
     return _insert_what_is_new(write)
 
 
-def _insert_what_is_new(write: Callable[[], int]) -> int:
+def _insert_what_is_new(write: Callable[[], Answer]) -> Answer:
     """Call this in a transaction; again if somebody else inserts one of the records at the same moment."""
     for tries_left in reversed(range(TRIES)):
         try:
@@ -202,7 +160,7 @@ def record_started(task: PlainTask, started_at: datetime, **where: Any) -> None:
     record = _known({name}).get(name)
     attempt = 1
     if record is None:
-        _insert(_prepared({name: task}, _new_columns).values())
+        _insert(_prepared({name: task}, new_columns).values())
     elif record.source != Source.DJANGO_Q or record.status == TaskStatus.SUCCESS:
         # Of a further run of a task that has succeeded, its end tells.
         return
@@ -228,6 +186,7 @@ def _is_earlier(known: datetime | None, told: datetime | None) -> bool:
 def _queue_again(record: TaskRecord, *, has_ended: bool) -> None:
     """Write, in the open transaction, that the broker has delivered a failed task again, or that it has not ended."""
     failed = TaskRecord.objects.failed().filter(pk=record.pk)
+    statistics.take_turn()
     if not failed.lock():
         return
     no_end: dict[str, Any] = {"finished_at": None, "run_time": timedelta(), "is_counted": False}
@@ -258,16 +217,16 @@ def _prepared(tasks: Mapping[str, Told], columns_of: Callable[[Told], dict[str, 
     others wait.
     """
     records = _ADD_RECORDS.converted([{"task_name": name, **columns_of(task)} for name, task in tasks.items()])
-    lines_of = [_lines(task) for task in tasks.values()]
-    lines = iter(_ADD_EVENTS.converted([{**line, "record": None} for lines in lines_of for line in lines]))
+    lines_by_task = [lines_of(task) for task in tasks.values()]
+    lines = iter(_ADD_EVENTS.converted([{**line, "record": None} for lines in lines_by_task for line in lines]))
     return {
         name: _Prepared(name, task, record, list(islice(lines, len(found))))
-        for (name, task), record, found in zip(tasks.items(), records, lines_of, strict=True)
+        for (name, task), record, found in zip(tasks.items(), records, lines_by_task, strict=True)
     }
 
 
 def _write_part(tasks: Mapping[str, EndedTask], recorder: Any, by_rows: bool) -> int:
-    part = _prepared(tasks, _ended_columns)
+    part = _prepared(tasks, ended_columns)
     return _insert_what_is_new(lambda: _write_ends(part, recorder, by_rows) if part else 0)
 
 
@@ -303,64 +262,93 @@ def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
 
 def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
     """Write the end of a task that has a record. Return whether it was not known yet."""
+    event = outcome(task.func, task.success, task.result)[0]
+    if event == "fail" and _is_of_earlier_attempt(task, record):
+        # The record tells of a newer one, which may be running.
+        return _add_run(record, task)
     is_later = record.started_at is not None and _is_earlier(record.started_at, task.started_at)
     is_inferred = TaskRecord.objects.inferred_ends().filter(pk=record.pk)
     is_corrected = not (is_later and record.status == TaskStatus.FAILED) and is_inferred.exists()
     if not record.is_finished or is_corrected:
-        started_at = task.started_at or record.started_at
-        events = [_end_of(task, started_at)]
-        if events[0][0] == "cancel" and record.is_finished:
+        if event == "cancel" and record.is_finished:
             # Whoever has cancelled it was right.
             return False
-        if started_at is not None and (is_later or record.attempts < task.attempts):
-            attempts = max(task.attempts, record.attempts + 1)
-            events.insert(0, ("start", _start_of(replace(task, attempts=attempts), started_at)))
-        recorder.record_lifecycle_events(record.task_name, events)
+        _end(record, task, recorder, is_later=is_later)
         return True
-    if is_later and record.status == TaskStatus.SUCCESS:
-        return _write_further_run(record, task)
     if record.started_at is None and task.started_at is not None and record.finished_at == task.stopped_at:
         _add_start(record, task)
         return False
-    return _write_later_end(record, task)
+    if record.status == TaskStatus.SUCCESS:
+        # Its broker has delivered it again. The record keeps its end, as django-q2's row does.
+        return task.started_at is not None and _add_run(record, task)
+    return _write_later_end(record, task, has_succeeded=event == "complete")
 
 
-def _write_further_run(record: TaskRecord, task: EndedTask) -> bool:
-    """Write that a task which has succeeded was run once more, as its broker has delivered it again.
+def _is_of_earlier_attempt(task: EndedTask, record: TaskRecord) -> bool:
+    """Return whether the attempt that the record tells of began after this one, or after its end."""
+    return record.started_at is not None and (task.started_at or task.stopped_at) < record.started_at
 
-    The record keeps its end, as django-q2's row does.
-    """
-    lines = _lines(replace(task, attempts=record.attempts + 1))[1:]
-    event, at = lines[-1]["event"], lines[-1]["timestamp"]
-    if TaskEvent.objects.filter(record=record, event=event, timestamp=at).exists():
-        return False
-    TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + 1)
+
+def _end(record: TaskRecord, task: EndedTask, recorder: Any, *, is_later: bool) -> None:
+    """Write, in the open transaction, the end of a task that has not ended, or that was given up."""
+    started_at = task.started_at or record.started_at
+    events = [end_of(task, started_at)]
+    if started_at is not None and (is_later or record.attempts < task.attempts):
+        attempts = max(task.attempts, record.attempts + 1)
+        events.insert(0, ("start", start_of(replace(task, attempts=attempts), started_at)))
+    elif not record.attempts:
+        # It has run, though nobody has told when it began.
+        TaskRecord.objects.filter(pk=record.pk).update(attempts=task.attempts)
+    recorder.record_lifecycle_events(record.task_name, events)
+
+
+def _new_lines(record: TaskRecord, task: EndedTask) -> list[dict[str, Any]]:
+    """Return the lines of a run that are not in the timeline yet; none if its end is there."""
+    lines = lines_of(replace(task, attempts=record.attempts + 1))[1:]
+    stored = TaskEvent.objects.filter(record=record, timestamp__in=[line["timestamp"] for line in lines])
+    known = set(stored.values_list("event", "timestamp"))
+    new = [line for line in lines if (line["event"], line["timestamp"]) not in known]
+    return new if lines[-1] in new else []
+
+
+def _add_run(record: TaskRecord, task: EndedTask) -> bool:
+    """Write in the timeline a run that is not the one which the record tells of. Return whether it was not known."""
+    lines = _new_lines(record, task)
+    if lines and lines[0]["event"] == "start":
+        TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + 1)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
-    return True
+    return bool(lines)
 
 
 def _add_start(record: TaskRecord, task: EndedTask) -> None:
     """Write what a worker knows of an end that django-q2's row has told before: when the task began, and where."""
-    columns = {"started_at": task.started_at, "run_time": _change_of(task).columns["run_time"], **_place_of(task)}
+    columns = {"started_at": task.started_at, "run_time": change_of(task).columns["run_time"], **place_of(task)}
     if TaskRecord.objects.filter(pk=record.pk, started_at=None).update(**columns):
-        TaskEvent.objects.add([{**_lines(task)[1], "record": record.pk}])
+        TaskEvent.objects.add([{**lines_of(task)[1], "record": record.pk}])
 
 
-def _write_later_end(record: TaskRecord, task: EndedTask) -> bool:
+def _write_later_end(record: TaskRecord, task: EndedTask, *, has_succeeded: bool) -> bool:
     """Write that django-q2 has run a failed task again, as its broker had kept the message."""
     is_newer = Q(finished_at__lt=task.stopped_at)
     if task.started_at is not None:
         # Whoever has given an attempt up may have been slower than the next one.
         is_newer |= Q(started_at__lt=task.started_at)
-    failed = TaskRecord.objects.failed().filter(is_newer, pk=record.pk)
-    if record.status != TaskStatus.FAILED or not failed.lock():
+    failed = TaskRecord.objects.failed().filter(pk=record.pk)
+    # A success counts whenever it was, as for django-q2.
+    newer = failed if has_succeeded else failed.filter(is_newer)
+    lines = _new_lines(record, task) if record.status == TaskStatus.FAILED else []
+    if not lines:
+        return False
+    statistics.take_turn()
+    if not newer.lock():
         return False
     # Both ends count.
     statistics.count_records([record.pk])
-    task = replace(task, attempts=record.attempts + 1)
-    columns = {**_change_of(task).columns, "counted_as": None, "started_at": task.started_at, **_place_of(task)}
-    failed.update(**columns, attempts=F("attempts") + 1)
-    TaskEvent.objects.add([{**line, "record": record.pk} for line in _lines(task)[1:]])
+    columns = {**change_of(task).columns, "counted_as": None, "started_at": task.started_at, **place_of(task)}
+    if task.started_at is None or lines[0]["event"] == "start":
+        columns["attempts"] = F("attempts") + 1
+    newer.update(**columns)
+    TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
     return True
 
 
@@ -375,115 +363,6 @@ def _insert(prepared: Collection[_Prepared[Any]]) -> None:
 
 _ADD_RECORDS = PreparedInsert(TaskRecord)
 _ADD_EVENTS = PreparedInsert(TaskEvent)
-
-
-# What is kept of a task
-
-
-def _new_columns(task: PlainTask) -> dict[str, Any]:
-    """Return the columns of the record of a queued task, but for its name and those that have their defaults."""
-    func = clean_text(task.func, SHORT)
-    return {
-        "label": clean_text(task.label or func, SHORT),
-        "func": func,
-        "task_args": to_json(list(task.args)),
-        "argument_names": _argument_names(task.func, len(task.args)),
-        "task_kwargs": to_json(dict(task.kwargs)),
-        "payload": _signed(task),
-        "group": clean_text(task.group, NAME_LENGTH),
-        "cluster": clean_text(task.cluster, NAME_LENGTH),
-        "release": release.current() if task.release is None else task.release,
-        "source": Source.DJANGO_Q,
-        "created_at": task.created_at,
-    }
-
-
-def _ended_columns(task: EndedTask) -> dict[str, Any]:
-    end = _change_of(task).columns
-    resolution = Resolution.OPEN if end["status"] == TaskStatus.FAILED else ""
-    ran = {"attempts": task.attempts, "started_at": task.started_at, **_place_of(task)}
-    return {**_new_columns(task), **ran, **end, "resolution": resolution}
-
-
-def _place_of(task: EndedTask) -> dict[str, Any]:
-    return {"worker_host": clean_text(task.worker_host, SHORT), "worker_pid": task.worker_pid}
-
-
-def _change_of(task: EndedTask) -> RecordChange:
-    times: dict[str, Any] = {"at": task.stopped_at, "started_at": task.started_at}
-    event, facts = outcome(task.func, task.success, task.result)
-    if event == "complete":
-        return RecordChange.succeeded(**times, result=to_json(facts["result"]))
-    if event == "cancel":
-        return RecordChange.cancelled(**times)
-    failure: dict[str, Any] = history.failure_facts(facts)
-    return RecordChange.failed(**times, **failure)
-
-
-def _end_of(task: EndedTask, started_at: datetime | None) -> Event:
-    event, facts = outcome(task.func, task.success, task.result)
-    return event, {"started_at": started_at, "timestamp": task.stopped_at, **facts}
-
-
-def _start_of(task: EndedTask, started_at: datetime) -> dict[str, Any]:
-    return {"timestamp": started_at, **_start_details(task)}
-
-
-def _lines(task: PlainTask) -> list[dict[str, Any]]:
-    """Return the lines of the timeline, by the fields of the events."""
-    lines = [_line("create", task.created_at, _OBSERVED(name=task.name))]
-    if not isinstance(task, EndedTask):
-        return lines
-    if task.started_at is not None:
-        lines.append(_line("start", task.started_at, payload=_start_details(task)))
-    event, facts = outcome(task.func, task.success, task.result)
-    details: dict[str, Any] = {name: facts[name] for name in ("exception_class", "reason") if name in facts}
-    return [*lines, _line(event, task.stopped_at, facts.get("error", ""), payload=details)]
-
-
-def _start_details(task: EndedTask) -> dict[str, Any]:
-    worker = {"worker_host": task.worker_host, "worker_pid": task.worker_pid}
-    details = {"attempt": task.attempts, **worker, "receipt": task.receipt}
-    return {name: value for name, value in details.items() if value}
-
-
-def _line(event: str, at: datetime, message: str = "", payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    text = error_text(message, MESSAGE) if message else ""
-    who = {"actor": None, "actor_label": ""}
-    return {"event": event, "timestamp": at, **who, "message": text, "payload": payload or {}}
-
-
-def _signed(task: PlainTask) -> str:
-    """Return the signed spec for a retry; "" if its arguments can't be pickled, are not all there, or take too much."""
-    if not task.has_whole_arguments:
-        return ""
-    spec = TaskSpec(
-        task.func,
-        tuple(task.args),
-        task.kwargs,
-        options=task.options,
-        label=task.label,
-        group=task.group,
-        cluster=task.cluster,
-    )
-    try:
-        signed = spec.to_signed()
-    except (Exception, SystemExit):
-        # Other people's objects.
-        return ""
-    return signed if len(signed) <= PAYLOAD_AT_MOST else ""
-
-
-def _argument_names(path: str, count: int) -> list[str]:
-    return list(argument_names(func, count)) if count and (func := _function(path)) is not None else []
-
-
-@lru_cache(maxsize=500)
-def _function(path: str) -> Any:
-    try:
-        return resolve_function(path)[1]
-    except UnimportableCallable:
-        return None
 
 
 def _fitting(task_name: str) -> str:

@@ -29,7 +29,7 @@ from django.utils.translation import gettext_lazy as _
 from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
 from powercrud_dashboard.engine.failure_texts import shortened, tells_of_failure
-from powercrud_dashboard.engine.observed import EndedTask, PlainTask
+from powercrud_dashboard.engine.observed_rows import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
 from powercrud_dashboard.engine.values import to_json
 from powercrud_dashboard.exceptions import EnqueueError, TaskNotCancellable, TaskNotRetryable

@@ -59,6 +59,7 @@ def delete_records(pks: list[int]) -> list[int]:
 def _delete(pks: list[int]) -> list[int]:
     try:
         with impatient_transaction():
+            statistics.take_turn()
             records = TaskRecord.objects.filter(pk__in=pks)
             failed_retries = records.exclude(resolution="").exclude(chain=None)
             chains = list(failed_retries.order_by().values_list("chain", flat=True).distinct())

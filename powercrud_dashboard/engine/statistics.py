@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 from django.db.models import Case, DateTimeField, Max, OuterRef, QuerySet, Subquery, Sum, When
 from django.utils import timezone
 
-from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, TaskStatus, TaskTotal
-from powercrud_dashboard.models.database import give_way, impatient_transaction, take_turn
+from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, TaskStatus, TaskTotal, database
+from powercrud_dashboard.models.database import give_way, impatient_transaction
 from powercrud_dashboard.models.statistics import Histogram, Joined, Span, floor, span_for
 from powercrud_dashboard.models.statuses import GIVEN_UP
 
 #: Records counted, or rows merged, in one transaction.
 AT_ONCE = 250
+#: Seconds after which a pass leaves the rest to the next one: alerts are evaluated by the same threads.
+COUNTS_FOR = 15.0
 #: Whose turn it is to change rows of the statistics.
 TURN = "statistics"
 
@@ -220,22 +222,32 @@ SUMS: dict[str, Any] = {
 HOSTS: dict[str, Any] = {"hosts_": Joined("hosts", is_json=True)}
 
 
+def take_turn() -> None:
+    """Take the turn to change the statistics, in the open transaction.
+
+    Before it locks a record that is counted, as whoever has the turn locks those that it counts.
+    """
+    database.take_turn(TURN)
+
+
 def count_ended() -> int:
     """Count the ended records that are not counted yet, a part of them in each transaction. Return their number.
+
+    After an import there may be so many that the next passes count the rest.
 
     Raises:
         TaskBusy: if another process counts and does not finish.
     """
-    total = 0
+    total, until = 0, time.monotonic() + COUNTS_FOR
     while True:
         began = time.monotonic()
         with impatient_transaction():
-            take_turn(TURN)
+            take_turn()
             pks = TaskRecord.objects.uncounted().order_by("finished_at").values_list("pk", flat=True)[:AT_ONCE]
             counted = count_records(list(pks))
-        if not counted:
-            return total
         total += counted
+        if not counted or time.monotonic() >= until:
+            return total
         give_way(time.monotonic() - began)
 
 
@@ -243,7 +255,7 @@ def count_records(pks: list[int]) -> int:
     """Count those of these records that have ended and are not counted yet, in the open transaction."""
     if not pks:
         return 0
-    take_turn(TURN)
+    take_turn()
     # Locked, so that no end that is corrected meanwhile counts as what it was before.
     records = TaskRecord.objects.uncounted().filter(pk__in=pks).select_for_update().order_by("pk")
     rows = list(records.values_list("pk", "failure_reason", "counted_as", *end_columns()))
@@ -283,7 +295,7 @@ def count_ends(ends: Iterable[End]) -> None:
         if (span := span_for(end.ended_at, now)) is not None:
             changes.setdefault(Key.of(end, span), Figures()).add(end)
     with impatient_transaction():
-        take_turn(TURN)
+        take_turn()
         _save(changes)
         _add_to_totals(ends)
 
@@ -312,7 +324,7 @@ def _merge_some(rows: QuerySet[TaskStatistics], longer: Span | None) -> bool:
     """Merge a part of these rows, in a transaction. Return whether there were any."""
     began = time.monotonic()
     with impatient_transaction():
-        take_turn(TURN)
+        take_turn()
         some = list(rows.values_list("pk", "func", "cluster", "start", *ROW_COLUMNS)[:AT_ONCE])
         merged: dict[Key, Figures] = {}
         for _pk, func, cluster, start, *columns in some if longer else ():

@@ -10,13 +10,17 @@ from functools import partial
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.exceptions import TimeoutException
 
-from powercrud_dashboard.engine import observed, statistics
-from powercrud_dashboard.engine.observed import EndedTask, PlainTask
+from powercrud_dashboard.engine import observed, plain, statistics
+from powercrud_dashboard.engine.observed_rows import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec
 from powercrud_dashboard.models import TaskEvent, TaskRecord, TaskStatistics, search
+from powercrud_dashboard.models.database import impatient_transaction
+from tests.conftest import POSTGRESQL
 from tests.testapp import tasks
 from tests.workers import meanwhile
 
@@ -135,6 +139,19 @@ def test_a_failed_task_that_django_q_runs_again_gets_its_newer_end(record_of):
     assert sum(row.completed for row in TaskStatistics.objects.all()) == 1
 
 
+@pytest.mark.skipif(not POSTGRESQL, reason="SQLite has one writer")
+def test_a_newer_end_is_locked_in_the_turn_of_the_statistics():
+    """Whoever counts ended tasks has the turn, and then locks them."""
+    task = failed(ValueError("no"))
+    observed.record_ended([task])
+    later = task.stopped_at + timedelta(seconds=1)
+    with CaptureQueriesContext(connection) as queries:
+        observed.record_ended([replace(task, started_at=later, stopped_at=later)])
+    statements = [query["sql"] for query in queries]
+    first = next(sql for sql in statements if "pg_advisory_xact_lock" in sql or " FOR " in sql)
+    assert "pg_advisory_xact_lock" in first
+
+
 def test_what_a_worker_knows_of_an_end_is_added_to_what_the_row_has_told(record_of):
     task = ended()
     of_row = replace(task, started_at=None, worker_host="", worker_pid=None)
@@ -160,6 +177,73 @@ def test_a_further_run_of_a_task_that_has_succeeded_is_in_its_timeline(record_of
     assert lines_of(task) == ["create", "start", "complete", "start", "complete" if success else "fail"]
 
 
+def two_runs(*, first: bool, second: bool, apart: float = 90) -> tuple[EndedTask, EndedTask]:
+    """Return two runs of 100 seconds of which the second begins so long after the first; both are recorded as begun."""
+    began = timezone.now() - timedelta(hours=1)
+    runs = []
+    for number, success in enumerate((first, second)):
+        at = began + timedelta(seconds=number * apart)
+        facts = {} if success else {"success": False, "result": text_of(ValueError(f"no {number}"))}
+        place = {"worker_host": "web-1", "worker_pid": number + 1}
+        run = ended(created_at=began, started_at=at, stopped_at=at + timedelta(seconds=100), **place, **facts)
+        runs.append(replace(run, id=runs[0].id) if runs else run)
+    for run in runs:
+        queued = PlainTask(run.id, run.name, run.func, run.args, created_at=run.created_at)
+        with impatient_transaction():
+            observed.record_started(queued, run.started_at, worker_host=run.worker_host, worker_pid=run.worker_pid)
+    return runs[0], runs[1]
+
+
+def tell_twice(*tasks: EndedTask, **how: Any) -> list[int]:
+    return [observed.record_ended([task], **how) for task in tasks for _time in range(2)]
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_task_that_takes_longer_than_its_redelivery_keeps_its_success(record_of, second):
+    one, other = two_runs(first=True, second=second)
+    assert tell_twice(one, other) == [1, 0, 1, 0]
+    record = record_of(one.id)
+    assert (record.status, record.finished_at, record.attempts) == ("success", one.stopped_at, 2)
+    assert lines_of(one) == ["create", "start", "start", "complete", "complete" if second else "fail"]
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_failure_of_a_run_that_was_overtaken_is_in_the_timeline_of_the_newer_one(record_of, second):
+    one, other = two_runs(first=False, second=second)
+    assert tell_twice(one) == [1, 0]
+    record = record_of(one.id)
+    assert (record.status, record.attempts, record.worker_pid) == ("in_progress", 2, 2)
+    assert tell_twice(other) == [1, 0]
+    record = record_of(one.id)
+    assert (record.status, record.attempts) == ("success" if second else "failed", 2)
+    assert (record.started_at, record.finished_at) == (other.started_at, other.stopped_at)
+    assert lines_of(one) == ["create", "start", "start", "fail", "complete" if second else "fail"]
+
+
+def test_a_success_that_is_told_after_a_later_failure_counts(record_of):
+    one, other = two_runs(first=True, second=False)
+    assert tell_twice(other, one) == [1, 0, 1, 0]
+    record = record_of(one.id)
+    assert (record.status, record.attempts, record.resolution) == ("success", 2, "")
+
+
+def test_what_a_row_tells_of_an_earlier_run_is_not_the_end_of_a_lost_one(record_of):
+    one, _other = two_runs(first=False, second=True, apart=200)
+    plain.give_up([one.id])
+    assert tell_twice(replace(one, started_at=None, worker_host="", worker_pid=None), by_rows=True) == [1, 0]
+    record = record_of(one.id)
+    assert (record.status, record.failure_reason, record.attempts) == ("failed", "worker_lost", 2)
+
+
+def test_a_queued_task_that_ends_by_its_row_has_run(record_of):
+    task = ended()
+    observed.record_queued([PlainTask(task.id, task.name, task.func, task.args, created_at=task.created_at)])
+    assert tell_twice(replace(task, started_at=None), by_rows=True) == [1, 0]
+    assert record_of(task.id).attempts == 1
+    assert tell_twice(task) == [0, 0]
+    assert (record_of(task.id).attempts, record_of(task.id).started_at) == (1, task.started_at)
+
+
 def test_queued_tasks_are_recorded_though_somebody_else_records_one_at_the_same_moment():
     now = timezone.now()
     queued = [PlainTask(uuid.uuid4().hex, "n", ADD, created_at=now) for _number in range(2)]
@@ -170,6 +254,18 @@ def test_queued_tasks_are_recorded_though_somebody_else_records_one_at_the_same_
     with meanwhile(insert, before='INSERT INTO "powercrud_dashboard_taskrecord"'):
         observed.record_queued(queued)
     assert TaskRecord.objects.filter(task_name__in=[task.id for task in queued]).count() == 2
+
+
+def test_an_end_is_recorded_though_somebody_else_records_the_launch_at_the_same_moment(record_of):
+    now = timezone.now()
+    creation = {"source": "django_tasks", "func": ADD, "timestamp": now}
+
+    def insert() -> None:
+        TaskRecord.objects.create(task_name="1", source="django_tasks", created_at=now)
+
+    with meanwhile(insert, before='INSERT INTO "powercrud_dashboard_taskrecord"'):
+        observed.record("1", creation, [("start", {"attempt": 1, "timestamp": now}), ("complete", {"timestamp": now})])
+    assert record_of("1").status == "success"
 
 
 def test_names_of_secret_arguments_are_known(record_of):

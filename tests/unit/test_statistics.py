@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from powercrud_dashboard.engine import statistics
@@ -16,6 +17,7 @@ from powercrud_dashboard.engine.pruning import delete_records
 from powercrud_dashboard.models import FailureReason, TaskEvent, TaskRecord, TaskStatistics, TaskStatus
 from powercrud_dashboard.models.changes import RecordChange
 from powercrud_dashboard.models.statistics import Histogram, Span
+from tests.conftest import POSTGRESQL
 from tests.testapp import tasks
 from tests.workers import database_refuses
 
@@ -159,6 +161,28 @@ def at_the_same_time(*works: Callable[[], object]) -> None:
     with ThreadPoolExecutor(len(works)) as pool:
         for done in [pool.submit(run, work) for work in works]:
             done.result()
+
+
+def test_a_pass_leaves_the_rest_to_the_next_one(make_ended, monkeypatch):
+    monkeypatch.setattr(statistics, "AT_ONCE", 2)
+    make_ended(5)
+    with monkeypatch.context() as patched:
+        patched.setattr(statistics, "COUNTS_FOR", 0.0)
+        assert statistics.count_ended() == 2
+        assert statistics.count_ended() == 2
+    assert statistics.count_ended() == 1
+    assert counted()["completed"] == 5
+
+
+@pytest.mark.skipif(not POSTGRESQL, reason="SQLite has one writer")
+@pytest.mark.django_db(transaction=True)
+def test_who_deletes_records_locks_them_in_the_turn(make_ended):
+    pks = [record.pk for record in make_ended(2)]
+    with CaptureQueriesContext(connection) as queries:
+        delete_records(pks)
+    statements = [query["sql"] for query in queries]
+    first = next(sql for sql in statements if "pg_advisory_xact_lock" in sql or " FOR " in sql)
+    assert "pg_advisory_xact_lock" in first
 
 
 @pytest.mark.django_db(transaction=True)

@@ -20,6 +20,7 @@ from powercrud_dashboard.contrib.django_tasks import framework
 from powercrud_dashboard.contrib.django_tasks.backend import DjangoQ2Backend
 from powercrud_dashboard.contrib.django_tasks.framework import DEFAULT_TASK_QUEUE_NAME, TaskResultStatus
 from powercrud_dashboard.engine import observed
+from powercrud_dashboard.engine.observed_rows import Event
 from powercrud_dashboard.engine.spec import argument_names
 from powercrud_dashboard.models import FailureReason, Source
 from powercrud_dashboard.text import MESSAGE, SHORT, KeptText, clean_text, error_text
@@ -53,7 +54,7 @@ def _finished(sender: Any, task_result: Any, **kwargs: Any) -> None:
     _observe(sender, task_result, lambda: [("start", _start_of(task_result)), _end_of(task_result)])
 
 
-def _observe(sender: Any, result: Any, events: Callable[[], list[observed.Event]]) -> None:
+def _observe(sender: Any, result: Any, events: Callable[[], list[Event]]) -> None:
     is_ours = isinstance(sender, type) and issubclass(sender, DjangoQ2Backend)
     if is_ours or app_settings.DASHBOARD_TRACK != "all":
         return
@@ -113,7 +114,7 @@ def _start_of(result: Any) -> dict[str, Any]:
     }
 
 
-def _end_of(result: Any) -> observed.Event:
+def _end_of(result: Any) -> Event:
     times = {"started_at": result.last_attempted_at, "timestamp": result.finished_at or timezone.now()}
     if result.status == TaskResultStatus.SUCCESSFUL:
         return "complete", {**times, "result": result.return_value}
