@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from django.db import Error as DatabaseError
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import CollectorRegistry
@@ -104,6 +104,7 @@ class TaskCollector(_Tasks):
     """
 
     def collect(self) -> Iterable[Metric]:
+        kept = {it.alias for it in connections.all(initialized_only=True) if it.connection is not None}
         try:
             return list(super().collect())
         except DatabaseError:
@@ -111,6 +112,11 @@ class TaskCollector(_Tasks):
             # No request ends in a thread that serves metrics, which would give up a connection that is lost.
             close_old_connections()
             return []
+        finally:
+            # Nor would it give this one back, to a pool for instance, and the server may have a thread for each scrape.
+            for connection in connections.all(initialized_only=True):
+                if connection.alias not in kept:
+                    connection.close()
 
 
 def _totals() -> Iterator[tuple[str, str, Figures]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -199,6 +200,25 @@ def test_without_the_database_the_metrics_of_other_collectors_are_there(caplog):
     assert b"of_the_project_total 1.0" in text
     assert b"pcrud" not in text
     assert "can't be read" in caplog.text
+
+
+def test_a_thread_that_serves_metrics_leaves_no_connection_open():
+    registry = CollectorRegistry()
+    registry.register(TaskCollector())
+    left: list[object] = []
+
+    def scrape() -> None:
+        assert b"pcrud_workers" in generate_latest(registry)
+        left.append(connection.connection)
+
+    connection.ensure_connection()
+    before = connection.connection
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    thread.join()
+    scrape()
+    # That of a request goes on.
+    assert left == [None, before]
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no server that ends connections")
