@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from powercrud_dashboard.conf import app_settings
@@ -41,7 +42,9 @@ def catch_up(known: set[str]) -> set[str]:
     before, after = timedelta(seconds=UNWRITTEN), timedelta(seconds=processes.max_heartbeat_age())
     # Each is looked at once. What has just ended may still be written by its own worker, which knows more of it.
     now = timezone.now() - timedelta(seconds=WRITTEN_WITHIN)
-    beats = dict(silent.filter(heartbeat_at__lte=now - after).values_list("identity", "heartbeat_at"))
+    # By the clock of its host, as the ends of its tasks are.
+    last_beat = Coalesce("clock_at", "heartbeat_at")
+    beats = dict(silent.filter(heartbeat_at__lte=now - after).values_list("identity", last_beat))
     done = None
     for beat in sorted(beat for identity, beat in beats.items() if identity not in known):
         since = beat - before if done is None else max(beat - before, done)

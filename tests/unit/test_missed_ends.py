@@ -114,6 +114,18 @@ def test_a_busy_cluster_finds_what_a_killed_worker_has_not_written(record_of):
     assert record_of(rows[0].id).status == "success"
 
 
+@pytest.mark.parametrize("ahead", [-3600, 0, 3600])
+def test_what_a_killed_worker_has_not_written_is_found_by_the_clock_of_its_host(record_of, ahead):
+    beat = timezone.now() - timedelta(seconds=50)
+    by_its_clock = beat + timedelta(seconds=ahead)
+    worker = {"identity": "1", "host": "web-1", "pid": 1, "cluster": "pcrud-tests"}
+    WorkerProcess.objects.create(**worker, heartbeat_at=beat, clock_at=by_its_clock)
+    facts = {"name": "n", "func": ADD, "args": (1,), "cluster": "pcrud-tests", "result": 3, "success": True}
+    Task.objects.create(id="1", started=by_its_clock, stopped=by_its_clock, **facts)
+    assert missed.catch_up(set()) == {"1"}
+    assert record_of("1").status == "success"
+
+
 def test_a_lost_task_whose_end_django_q_knows_gets_that_end(record_of):
     message = waiting_message()
     plain.record_running(message, timezone.now() - timedelta(minutes=1))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import sqlite3
+import traceback
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -119,6 +121,29 @@ def test_a_failure_is_an_open_failure(record_of):
     assert record.error == "an error of ours"
     assert record.traceback == result.errors[0].traceback
     assert TaskRecord.objects.open_failures().get() == record
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("after ValueError: no"), "after ValueError: no"),
+        (ValueError("two\nlines"), "two\nlines"),
+        (json.JSONDecodeError("no", "x", 0), "no: line 1 column 1 (char 0)"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_the_text_of_an_error_is_in_its_traceback(error, text, record_of):
+    path = f"{type(error).__module__}.{type(error).__qualname__}"
+    try:
+        try:
+            raise type(error)("earlier", "x", 0)
+        except type(error) as earlier:
+            raise error from earlier
+    except type(error):
+        told_error = TaskError(exception_class_path=path, traceback=traceback.format_exc())
+    tell(task_finished, dataclasses.replace(failed(started(told())), errors=[told_error]))
+    assert record_of("elsewhere-1").error == text
 
 
 def test_a_task_that_nobody_runs_is_queued(record_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -121,9 +122,15 @@ def _end_of(result: Any) -> Event:
     path, traceback = "", ""
     if result.errors:
         path, traceback = result.errors[-1].exception_class_path, result.errors[-1].traceback
-    # The framework keeps no text of the error by itself.
-    __, __, error = traceback.rpartition(f"{path.rpartition('.')[2]}: ") if path else ("", "", "")
-    last_line = traceback.strip().rpartition("\n")[2]
     reason = FailureReason.ERROR.value
-    facts = {"error": error.strip() or last_line, "exception_class": path, "traceback": traceback}
+    facts = {"error": _error_in(traceback, path), "exception_class": path, "traceback": traceback}
     return "fail", {**times, **facts, "reason": reason}
+
+
+def _error_in(traceback: str, path: str) -> str:
+    """Return the text of the error that a traceback ends with: the framework does not keep it by itself."""
+    # Before it may be errors that led to this one. Python prints no module before its own classes.
+    __, __, last = traceback.rpartition("Traceback (most recent call last)")
+    match = re.search(rf"^(?:  \| )?{re.escape(path.removeprefix('builtins.'))}: ", last, re.MULTILINE)
+    error = last[match.end() :].strip() if match else ""
+    return error or traceback.strip().rpartition("\n")[2]
