@@ -150,6 +150,13 @@ def test_a_name_must_be_clear(manager):
     assert run("show", "nowhere")[2] == "There is no task nowhere."
 
 
+@pytest.mark.parametrize("subcommand", ["show", "retry", "cancel", "pause", "locks --holder"])
+def test_what_is_no_text_in_any_encoding_is_the_name_of_nothing(manager, subcommand):
+    # As Python reads the bytes of another encoding.
+    code, out, err = run(*subcommand.split(), "nightly\udcff")
+    assert (code, out + err) in [(1, "There is no task nightly\udcff."), (0, "No locks match.\n")]
+
+
 # Actions
 
 
@@ -169,6 +176,11 @@ def test_a_user_of_the_name_is_recorded(manager, failed, make_user, record_of):
     anna = make_user("anna")
     run_json("retry", failed[0], "--user", "anna")
     assert record_of(failed[0]).retries.get().user == anna
+
+
+def test_so_is_a_name_in_another_encoding_as_well_as_it_can_be(failed, record_of):
+    run_json("retry", failed[0], "--user", "andr\udce9")
+    assert record_of(failed[0]).retries.get().user_label == "andr? (command line)"
 
 
 def test_the_user_of_the_system_is_recorded_by_default(failed, record_of):

@@ -17,6 +17,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from powercrud_dashboard.management.pcrud.console import Console
+from powercrud_dashboard.text import storable
 
 #: Exit codes beside 0: something failed or was refused, and arguments that make no sense.
 FAILED, USAGE = 1, 2
@@ -172,7 +173,7 @@ def confirm(console: Console, question: str, options: dict[str, Any]) -> None:
 
 def operator(options: dict[str, Any]) -> Operator:
     """Return who does it: the user of the name that ``--user`` gives, else that text, else the system's user."""
-    if not (name := options.get("user")):
+    if not (name := storable(options.get("user") or "")):
         return Operator(_system_user())
     users: Any = get_user_model()
     found = users._default_manager.filter(**{users.USERNAME_FIELD: name}).first()

@@ -15,6 +15,7 @@ from powercrud_dashboard.dashboard.listing import Listing
 from powercrud_dashboard.dashboard.statuses import TABS, WORDS, tab_of
 from powercrud_dashboard.management.pcrud.base import Operator, failed, misused
 from powercrud_dashboard.models import ActiveTask, TaskRecord
+from powercrud_dashboard.text import storable
 
 #: Filters that only links of the pages set, and the one for tasks of the person at the page.
 _WITHOUT_OPTION = ("since", "pattern", "mine")
@@ -134,6 +135,8 @@ def full_name(rows: QuerySet[Any], name: str) -> str:
     Raises:
         CommandError: if several begin so.
     """
+    # What the shell gives may be no text in any encoding, which no database finds.
+    name = storable(name)
     if len(name) < LEAST_PREFIX or rows.filter(task_name=name).exists():
         return name
     begin_so = rows.filter(task_name__startswith=name).order_by("task_name")
