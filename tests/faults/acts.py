@@ -7,7 +7,15 @@ import re
 import time
 from collections import Counter
 
-from powercrud_dashboard.models import ActiveTask, ConflictLock, TaskEvent, TaskRecord, WorkerProcess
+from powercrud_dashboard.models import (
+    ActiveTask,
+    Alert,
+    AlertKind,
+    ConflictLock,
+    TaskEvent,
+    TaskRecord,
+    WorkerProcess,
+)
 from powercrud_dashboard.worker.heartbeat import STOPPING
 from tests.faults import ledger
 from tests.faults.checker import check
@@ -96,14 +104,16 @@ def cut_a_host_off(fleet: Fleet) -> None:
             f"the Cluster page of {web} names its host", re.search(r"on worker-1 .*?(Lost|No heartbeat)", text, re.S)
         )
         fleet.expect_soon(
-            f"the health address of {web} counts the workers that are left",
-            lambda web=web: fleet.health(web)["workers"] == 2,
+            f"the health address of {web} says that all is well with the workers that are left",
+            lambda web=web: _is_well(fleet.health(web), workers=2),
         )
     fleet.expect_completed("the second completes", [retried])
     fleet.expect("by the other host", where(retried) == [away.name, other])
     fleet.expect("and has done each object once", set(Counter(_visits(retried)).values()) == {1})
     again = fleet.launch("web-2", "work_briefly", on=[locked])
     fleet.expect_completed("the object of the first can be worked on", [again])
+    lost_workers = Alert.objects.open().filter(kind=AlertKind.WORKERS_LOST)
+    fleet.expect_soon("an alert tells of the lost workers", lost_workers.exists)
 
     away.connect()
     _use_both_worker_hosts(fleet, "connected again, it runs tasks", may_lose=True)

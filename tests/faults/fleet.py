@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -246,7 +247,16 @@ def _make_database() -> None:
     with psycopg.connect(host=settings.DATABASES["default"]["HOST"], user="postgres", dbname="postgres") as server:
         server.autocommit = True
         server.execute(f'CREATE DATABASE "{name}"')
+        for limit, value in _limits():
+            server.execute(f"ALTER ROLE postgres SET {limit} = '{value}'")
     call_command("migrate", verbosity=0)
     User.objects.create_superuser("boss", password=PASSWORD)
     Project.objects.bulk_create(Project(name=f"project {number}") for number in range(PROJECTS))
     connection.close()
+
+
+def _limits() -> list[tuple[str, str]]:
+    """Return PostgreSQL's limits for connections of dead hosts, as the documentation has them."""
+    page = (settings.ROOT / "docs" / "databases.md").read_text()
+    block = page.partition("### Connections of dead hosts")[2].split("```")[1]
+    return re.findall(r"^(\w+) = '?(\w+)", block, re.MULTILINE)
