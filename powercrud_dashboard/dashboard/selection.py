@@ -149,6 +149,16 @@ BULK_ACTIONS = {
             result="mine=on",
         ),
         BulkAction(
+            "resume",
+            gettext_lazy("Resume"),
+            gettext_lazy("Resume all"),
+            "pause_taskrecord",
+            (TaskStatus.PAUSED,),
+            _refuse_not_paused,
+            is_general=False,
+            result="status=pending",
+        ),
+        BulkAction(
             "cancel",
             gettext_lazy("Cancel"),
             gettext_lazy("Cancel all"),
@@ -166,16 +176,6 @@ BULK_ACTIONS = {
             _refuse_not_active,
             is_general=False,
             result="status=paused",
-        ),
-        BulkAction(
-            "resume",
-            gettext_lazy("Resume"),
-            gettext_lazy("Resume all"),
-            "pause_taskrecord",
-            (TaskStatus.PAUSED,),
-            _refuse_not_paused,
-            is_general=False,
-            result="status=pending",
         ),
         BulkAction(
             "dismiss",

@@ -172,6 +172,11 @@ def test_the_page_of_a_paused_one_says_when_it_started_and_how_long_it_ran(manag
     assert facts()["Duration"] == "1\N{NO-BREAK SPACE}min 15\N{NO-BREAK SPACE}s"
 
 
+def test_the_first_button_of_a_paused_one_resumes_it(manager, boss):
+    manager.pause_task(manager.launch_async_task(loop, 3))
+    assert re.findall(r'class="pcrud-row-button pcrud-row-(\w+)"', boss.get(TASKS).content.decode())[0] == "resume"
+
+
 def test_its_run_time_is_that_of_all_its_parts(manager, record_of):
     def an_hour_later() -> None:
         for rows in (ActiveTask.objects, TaskRecord.objects):
