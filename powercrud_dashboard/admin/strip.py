@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Case, Q, Value, When
 from django.http import HttpRequest, QueryDict
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from powercrud_dashboard.admin.selection import lock_label
 from powercrud_dashboard.dashboard import access
+from powercrud_dashboard.dashboard.formatting import with_colon
 from powercrud_dashboard.dashboard.keyset import is_key
 from powercrud_dashboard.dashboard.links import dashboard_url
 from powercrud_dashboard.dashboard.listing import WIDE_COLUMNS
@@ -117,7 +119,7 @@ def _line(site: str, request: HttpRequest, tasks: list[TaskRecord], live: LiveTa
         live,
         dashboard_url(site, "group", record.group),
         [cancel_all] if cancel_all.url and access.may_cancel(request.user, record) else [],
-        [f"{status}: {number}" for status, number in numbers.items()],
+        [f"{with_colon(status)} {number_format(number, force_grouping=True)}" for status, number in numbers.items()],
     )
 
 

@@ -19,7 +19,7 @@ from powercrud_dashboard.dashboard.formatting import precise_duration
 WIDTH, HEIGHT = 290, 130
 LEFT, RIGHT, TOP, BOTTOM = 46, 287, 16, 110
 #: The size of a sparkline.
-SPARK_WIDTH, SPARK_HEIGHT = 96, 20
+SPARK_WIDTH, SPARK_HEIGHT = 68, 20
 
 #: Durations at which a scale of times has its lines, in seconds.
 TIME_LINES = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000)

@@ -141,7 +141,9 @@ class TaskFilter(django_filters.FilterSet):  # type: ignore[misc]
     """
 
     q = django_filters.CharFilter(
-        label=_("Search"), method="filter_text", widget=forms.TextInput(attrs={"type": "search"})
+        label=_("Search"),
+        method="filter_text",
+        widget=forms.TextInput(attrs={"type": "search", "placeholder": _("Task, message, error or object")}),
     )
     task = django_filters.CharFilter(label=_("Task or function"), method="filter_text")
     user = django_filters.CharFilter(label=_("Launched by"), method="filter_text")

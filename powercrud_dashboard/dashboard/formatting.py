@@ -42,6 +42,12 @@ def duration(value: timedelta | Marked | None) -> str:
     return " ".join(islice(_units(seconds), 2))
 
 
+def rough_duration(value: timedelta) -> str:
+    """Return an estimated duration: from a minute on without seconds."""
+    minute = timedelta(minutes=1)
+    return duration(value if value < minute else round(value / minute) * minute)
+
+
 _UNITS = {"d": gettext_lazy("d"), "h": gettext_lazy("h"), "min": gettext_lazy("min"), "s": gettext_lazy("s")}
 
 
@@ -109,6 +115,11 @@ def figure(value: float, digits: int) -> str:
 def percentage(number: object) -> str:
     """Return the text of a number of percent."""
     return _("%(number)s%%") % {"number": number}
+
+
+def with_colon(label: object) -> str:
+    """Return a label with a colon after it, before which some languages have a space."""
+    return _("%(label)s:") % {"label": label}
 
 
 def local(moment: datetime) -> datetime:

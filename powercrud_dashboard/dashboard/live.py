@@ -15,7 +15,7 @@ from django.db.models import F, OuterRef, Q
 from django.utils.formats import localize
 
 from powercrud_dashboard.dashboard.estimates import kept_run_times, usual_run_times
-from powercrud_dashboard.dashboard.formatting import duration
+from powercrud_dashboard.dashboard.formatting import duration, rough_duration
 from powercrud_dashboard.dashboard.listing import CappedCount, Count
 from powercrud_dashboard.engine.processes import max_heartbeat_age
 from powercrud_dashboard.engine.progress import Progress, newest
@@ -60,6 +60,8 @@ class LiveTask:
         if self.starts_in:
             lengths["starts_in"] = self.starts_in
         texts = {name: duration(length) for name, length in lengths.items() if length is not None}
+        if self.remaining is not None:
+            texts["remaining"] = rough_duration(self.remaining)
         if self.position and self.position > 1:
             texts["position"] = str(localize(self.position))
         return texts

@@ -156,6 +156,5 @@ def _count_text(count: int, failed: int) -> str:
 
 
 def _linked(url: str, subject: str, text: str) -> SafeString:
-    if not url:
-        return format_html("{}: {}.", subject, text)
-    return format_html('<a href="{}">{}</a>: {}.', url, subject, text)
+    shown = format_html('<a href="{}">{}</a>', url, subject) if url else subject
+    return format_html(_("{subject}: {text}."), subject=shown, text=text)

@@ -139,6 +139,9 @@ def level_label(level: str) -> str:
     return str(LEVEL_LABELS.get(level, level))
 
 
+register.filter("with_colon", formatting.with_colon)
+
+
 @register.filter("translated")
 def translated_filter(text: object) -> str:
     """Return a text that is kept without translation, such as a message of a task, in the active language."""

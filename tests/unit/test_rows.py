@@ -75,6 +75,8 @@ def test_the_row_of_an_unfinished_task_is_rendered_again_only_if_it_shows_someth
     worker = WorkerProcess.objects.create(identity="w", host="host-a", pid=4711, cluster="pcrud-tests")
     ActiveTask.objects.claim(name, worker=worker.pk)
     TaskRecord.objects.update(status=TaskStatus.IN_PROGRESS, started_at=timezone.now())
+    # Long enough ago for an estimate in each of the rows.
+    ActiveTask.objects.update(started_at=timezone.now() - timedelta(minutes=7))
     for done in (3, 3, 4):
         manager.update_progress(name, "half way", current=done, total=10)
         page = boss.get(LIST).content.decode()
@@ -105,6 +107,19 @@ def test_the_times_of_an_unfinished_task_pass_without_a_row_being_rendered_again
     assert re.search(r"heartbeat 3 min \d+ s ago", page)
     assert "\ue000" not in page
     assert rendered.count(ROW) == 5, "the places in the queue have changed"
+
+
+def test_the_row_of_a_running_task_says_how_long_it_will_take_without_seconds(boss, manager, rendered):
+    name = manager.launch_async_task("tests.testapp.tasks.add", 1)
+    worker = WorkerProcess.objects.create(identity="w", host="host-a", pid=4711, cluster="pcrud-tests")
+    ActiveTask.objects.claim(name, worker=worker.pk)
+    TaskRecord.objects.update(status=TaskStatus.IN_PROGRESS, started_at=timezone.now())
+    manager.update_progress(name, "nearly done", current=9, total=10)
+    for minutes, left in ((9, 1), (27, 3)):
+        ActiveTask.objects.update(started_at=timezone.now() - timedelta(minutes=minutes))
+        page = boss.get(LIST).content.decode().replace("\xa0", " ")
+        assert f"about {left} min left<" in page
+    assert rendered.count(ROW) == 1
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_bare_words_are_found(template):
         ("es", LIST, ["Tareas en segundo plano", "Con fallo", "Más filtros", "Siguiente en la cola"]),
         ("es", f"{LIST}cluster/", ["Procesos worker", "No hay programaciones."]),
         ("fr", LIST, ["Tâches en arrière-plan", "En échec", "Plus de filtres", "Prochaine de la file d’attente"]),
+        ("fr", f"{LIST}?user=anna", ["Lancée par\N{NO-BREAK SPACE}: anna"]),
         ("fr", f"{LIST}cluster/", ["Processus workers", "Il n’y a pas de planification."]),
     ],
 )

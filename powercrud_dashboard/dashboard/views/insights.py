@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from django.utils.formats import number_format
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from powercrud_dashboard.dashboard.charts import Series, sparkline
 from powercrud_dashboard.dashboard.filters import ALL_FAILURES
@@ -68,7 +68,7 @@ class FunctionTable(tables.Table):  # type: ignore[misc]
 
     func = tables.Column(verbose_name=gettext_lazy("Function"))
     ended = tables.Column(verbose_name=gettext_lazy("Runs"), initial_sort_descending=True)
-    failure_rate = tables.Column(verbose_name=gettext_lazy("Failed"), initial_sort_descending=True)
+    failure_rate = tables.Column(verbose_name=pgettext_lazy("a column", "Failed"), initial_sort_descending=True)
     wait_p50 = _time_column(gettext_lazy("Wait p50"), "wait__0")
     wait_p95 = _time_column(gettext_lazy("Wait p95"), "wait__1")
     run_p50 = _time_column(gettext_lazy("Run p50"), "run__0")

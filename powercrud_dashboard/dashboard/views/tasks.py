@@ -336,7 +336,7 @@ class BulkActionView(TemplateResponseMixin, ManyTasksView):
 
     def _confirmation_page(self, selection: Selection) -> HttpResponse:
         context = self.get_context_data(
-            title=f"{selection.what}?" if selection.accepted else selection.action.label,
+            title=_("%(action)s?") % {"action": selection.what} if selection.accepted else selection.action.label,
             now=database_now(),
             selection=selection,
             shown=[
