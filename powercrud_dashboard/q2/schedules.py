@@ -427,7 +427,7 @@ def _different(schedule: Schedule, columns: Mapping[str, Any]) -> dict[str, Any]
 _PACKAGE = "powercrud_dashboard."
 
 #: What a task of a locked schedule takes with it, from the message of the call that launches it.
-_OPTIONS = ("hook", "timeout", "save", "cached", "cluster")
+_OPTIONS = ("hook", "timeout", "save", "cached", "cluster", "sync")
 #: Of a chain or an iteration, whose parts django-q2 joins by the results of these very messages.
 _PART_OF_MORE = {"chain", "iter_count"}
 

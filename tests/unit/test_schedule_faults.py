@@ -238,6 +238,15 @@ def test_a_function_has_the_lock_by_its_path_and_as_an_object(nightly_is_locked,
     assert launch["args"][:4] == ("nightly", ADD, (1,), {"right": 2})
 
 
+def test_a_synchronous_call_runs_under_the_lock_in_its_caller(nightly_is_locked):
+    async_task(ADD, 1, right=2, group="nightly", sync=True)
+    assert TaskRecord.objects.get().status == "success"
+    assert not OrmQ.objects.exists()
+    with pytest.raises(ValueError, match="no"):
+        async_task("tests.testapp.tasks.fail", "no", group="nightly", sync=True)
+    assert TaskRecord.objects.failed().get().error == "no"
+
+
 def test_what_a_worker_cant_import_is_left_alone(nightly_is_locked):
     async_task(functools.partial(tasks.add, 1), group="nightly")
     assert OrmQ.objects.get().task["func"]() == 1
