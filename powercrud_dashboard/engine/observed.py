@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from django.db import IntegrityError
 from django.db.models import F, Q
 
-from powercrud_dashboard.engine import registry, statistics
+from powercrud_dashboard.engine import failures, registry, statistics
 from powercrud_dashboard.engine.arguments import NAME_LENGTH
 from powercrud_dashboard.engine.failure_texts import outcome
 from powercrud_dashboard.engine.observed_rows import (
@@ -248,7 +248,7 @@ def _write_ends(part: Mapping[str, _Prepared[EndedTask]], recorder: Any, by_rows
     return written + len(new)
 
 
-_KNOWN_COLUMNS = ("task_name", "source", "status", "failure_reason", "attempts", "started_at", "finished_at")
+_KNOWN_COLUMNS = ("task_name", "source", "status", "failure_reason", "attempts", "started_at", "finished_at", "chain")
 
 
 def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
@@ -281,7 +281,7 @@ def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
     if record.status == TaskStatus.SUCCESS:
         # Its broker has delivered it again. The record keeps its end, as django-q2's row does.
         return task.started_at is not None and _add_run(record, task)
-    return _write_later_end(record, task, has_succeeded=event == "complete")
+    return _write_later_end(record, task, recorder, has_succeeded=event == "complete")
 
 
 def _is_of_earlier_attempt(task: EndedTask, record: TaskRecord) -> bool:
@@ -327,7 +327,7 @@ def _add_start(record: TaskRecord, task: EndedTask) -> None:
         TaskEvent.objects.add([{**lines_of(task)[1], "record": record.pk}])
 
 
-def _write_later_end(record: TaskRecord, task: EndedTask, *, has_succeeded: bool) -> bool:
+def _write_later_end(record: TaskRecord, task: EndedTask, recorder: Any, *, has_succeeded: bool) -> bool:
     """Write that django-q2 has run a failed task again, as its broker had kept the message."""
     is_newer = Q(finished_at__lt=task.stopped_at)
     if task.started_at is not None:
@@ -349,7 +349,17 @@ def _write_later_end(record: TaskRecord, task: EndedTask, *, has_succeeded: bool
         columns["attempts"] = F("attempts") + 1
     newer.update(**columns)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
+    if has_succeeded and record.chain is not None:
+        _resolve_earlier(record, recorder)
     return True
+
+
+def _resolve_earlier(record: TaskRecord, recorder: Any) -> None:
+    """Write that this retry has done the work of the earlier failures of its chain."""
+    facts = {"actor": record.user_label, "new_task_name": record.task_name}
+    resolved = TaskRecord.objects.filter(pk__in=failures.resolve_earlier(record))
+    for name in resolved.values_list("task_name", flat=True):
+        recorder.record_lifecycle_events(name, [("resolve", facts)])
 
 
 def _insert(prepared: Collection[_Prepared[Any]]) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import unittest
 import uuid
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -239,6 +240,18 @@ def test_a_retry_is_a_new_plain_task_that_settles_the_failure(manager, failure, 
     assert record_of(name).status == "success"
     assert record_of(failure.task_name).resolution == "resolved"
     assert [line.event for line in TaskEvent.objects.all().of_task(name)] == ["create", "start", "complete"]
+
+
+def test_a_retry_that_succeeds_when_it_is_delivered_again_settles_the_failure(manager, failure, record_of):
+    name = manager.retry_task(failure.task_name, user="Anna")
+    plain.record_ends([ended(FAIL, id=name, success=False)])
+    assert record_of(failure.task_name).superseded
+    plain.record_ends([replace(ended(FAIL, id=name), started_at=timezone.now())])
+    assert record_of(name).status == "success"
+    settled = record_of(failure.task_name)
+    assert settled.resolution == "resolved"
+    line = settled.events.get(event="resolve")
+    assert (line.actor_label, line.payload) == ("Anna", {"new_task_name": name})
 
 
 def test_a_task_whose_function_is_gone_is_not_retried(manager, record_of):
