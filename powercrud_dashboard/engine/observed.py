@@ -303,12 +303,11 @@ def _end(record: TaskRecord, task: EndedTask, recorder: Any, *, is_later: bool) 
 
 
 def _new_lines(record: TaskRecord, task: EndedTask) -> list[dict[str, Any]]:
-    """Return the lines of a run that are not in the timeline yet; none if its end is there."""
+    """Return the lines of a run that are not in the timeline yet, its end last."""
     lines = lines_of(replace(task, attempts=record.attempts + 1))[1:]
     stored = TaskEvent.objects.filter(record=record, timestamp__in=[line["timestamp"] for line in lines])
     known = set(stored.values_list("event", "timestamp"))
-    new = [line for line in lines if (line["event"], line["timestamp"]) not in known]
-    return new if lines[-1] in new else []
+    return [line for line in lines if (line["event"], line["timestamp"]) not in known]
 
 
 def _add_run(record: TaskRecord, task: EndedTask) -> bool:
@@ -317,7 +316,8 @@ def _add_run(record: TaskRecord, task: EndedTask) -> bool:
     if lines and lines[0]["event"] == "start":
         TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + 1)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
-    return bool(lines)
+    # What a row has told is known without its start.
+    return bool(lines) and lines[-1]["event"] != "start"
 
 
 def _add_start(record: TaskRecord, task: EndedTask) -> None:
@@ -337,7 +337,7 @@ def _write_later_end(record: TaskRecord, task: EndedTask, recorder: Any, *, has_
     # A success counts whenever it was, as for django-q2.
     newer = failed if has_succeeded else failed.filter(is_newer)
     lines = _new_lines(record, task) if record.status == TaskStatus.FAILED else []
-    if not lines:
+    if not lines or lines[-1]["event"] == "start":
         return False
     statistics.take_turn()
     if not newer.lock():

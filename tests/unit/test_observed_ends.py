@@ -231,8 +231,19 @@ def test_what_a_row_tells_of_an_earlier_run_is_not_the_end_of_a_lost_one(record_
     one, _other = two_runs(first=False, second=True, apart=200)
     plain.give_up([one.id])
     assert tell_twice(replace(one, started_at=None, worker_host="", worker_pid=None), by_rows=True) == [1, 0]
+    assert tell_twice(one) == [0, 0]
     record = record_of(one.id)
     assert (record.status, record.failure_reason, record.attempts) == ("failed", "worker_lost", 2)
+
+
+def test_a_row_may_tell_of_an_earlier_run_before_its_worker_does(record_of):
+    one, other = failed(ValueError("one")), failed(ValueError("two"))
+    later = {"started_at": one.stopped_at + timedelta(seconds=1), "stopped_at": one.stopped_at + timedelta(seconds=2)}
+    assert tell_twice(replace(other, id=one.id, **later)) == [1, 0]
+    assert tell_twice(replace(one, started_at=None), by_rows=True) == [1, 0]
+    assert tell_twice(one) == [0, 0]
+    assert (record_of(one.id).attempts, record_of(one.id).error) == (2, "two")
+    assert lines_of(one) == ["create", "start", "fail", "start", "fail"]
 
 
 def test_a_queued_task_that_ends_by_its_row_has_run(record_of):
