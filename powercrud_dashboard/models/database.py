@@ -41,6 +41,8 @@ _own_transaction: ContextVar[Any] = ContextVar("powercrud_dashboard_own_transact
 LOCK_TIMEOUT = 1_000
 #: What PostgreSQL says then.
 LOCK_NOT_AVAILABLE = "55P03"
+#: What SQLite says if somebody else has its write lock for longer than ``timeout`` in the OPTIONS.
+SQLITE_BUSY = 5
 #: Seconds after which PostgreSQL ends such a transaction of this package's own if its process does not go on with it.
 IDLE_TIMEOUT = 30
 
@@ -90,13 +92,14 @@ def write_transaction() -> Iterator[None]:
 
     Raises:
         OperationalError: at the end of the block, if a part of it failed in a way that lets nothing be committed.
+        TaskBusy: if somebody else keeps a lock. Nothing was changed.
     """
     using = coordination_db()
     connection = connections[using]
     atomic: Any = transaction.atomic(using=using)
     token = None if connection.in_atomic_block else _own_transaction.set(atomic)
     try:
-        with atomic:
+        with not_waiting_for_locks(), atomic:
             _take_sqlite_write_lock(connection)
             yield
             check_can_commit(using)
@@ -114,7 +117,7 @@ def impatient_transaction(milliseconds: int = LOCK_TIMEOUT) -> Iterator[None]:
     """
     connection = connections[coordination_db()]
     is_nested = connection.in_atomic_block
-    with not_waiting_for_locks(), write_transaction():
+    with write_transaction():
         if connection.vendor != "postgresql":
             yield
             return
@@ -186,8 +189,13 @@ def not_waiting_for_locks() -> Iterator[None]:
 
 
 def is_lock_timeout(error: BaseException) -> bool:
-    """Return whether a statement did not get a lock in time."""
-    return isinstance(error, TaskBusy) or getattr(error.__cause__, "sqlstate", "") == LOCK_NOT_AVAILABLE
+    """Return whether a statement did not get a lock in time, of SQLite the only one."""
+    if isinstance(error, TaskBusy):
+        return True
+    of_driver = error.__cause__
+    # The higher bits tell in which of several ways SQLite is busy.
+    is_busy = getattr(of_driver, "sqlite_errorcode", 0) & 0xFF == SQLITE_BUSY
+    return is_busy or getattr(of_driver, "sqlstate", "") == LOCK_NOT_AVAILABLE
 
 
 @contextmanager
