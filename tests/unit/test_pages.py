@@ -306,6 +306,13 @@ def test_cancel_asks_a_running_task_to_stop(client_of, superuser, one_of_each):
     assert "Cancel task" not in response.content.decode()
 
 
+def test_one_whose_start_is_not_recorded_yet_runs_as_well(client_of, superuser, one_of_each):
+    record = one_of_each["Waiting"]
+    claimed_elsewhere(record.task_name)
+    response = client_of(superuser).post(page_of(record, "cancel"), follow=True)
+    assert "Cancellation was requested. The task stops within a few seconds." in response.content.decode()
+
+
 @pytest.mark.parametrize(("action", "label"), [("retry", "Failing"), ("cancel", "Waiting")])
 def test_actions_need_their_permission_and_a_post(client_of, make_user, one_of_each, action, label):
     record = one_of_each[label]

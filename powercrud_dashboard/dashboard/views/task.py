@@ -342,8 +342,8 @@ class CancelTaskView(TaskActionView):
         record.refresh_from_db(fields=["status"])
         if record.is_finished:
             messages.success(self.request, _("The task was cancelled."))
-        elif record.status == TaskStatus.PENDING:
-            # One of plain django-q2, which a cluster has taken from the queue.
+        elif record.is_plain and record.status == TaskStatus.PENDING:
+            # A cluster has taken it from the queue. The start of other tasks is recorded a little later.
             messages.success(self.request, _("Cancellation was requested. The task is stopped soon after it begins."))
         else:
             messages.success(self.request, _("Cancellation was requested. The task stops within a few seconds."))
