@@ -7,6 +7,8 @@ import re
 import time
 from collections import Counter
 
+from django.db import connection, transaction
+
 from powercrud_dashboard.models import (
     ActiveTask,
     Alert,
@@ -34,6 +36,7 @@ from tests.faults.fleet import (
     told_of,
     where,
 )
+from tests.faults.hosts import Host
 from tests.testapp.models import Visit
 
 #: Seconds after which a task that has not ended is looked for.
@@ -90,7 +93,7 @@ def cut_a_host_off(fleet: Fleet) -> None:
         fleet.expect_soon("some objects of the second are done", Visit.objects.filter(task=retried).exists)
         (locked,) = ConflictLock.objects.filter(active_task__task_name=lost).values_list("object_id", flat=True)
         fleet.clusters[away.name].note("cut off")
-        away.cut_off()
+        _cut_off_in_a_heartbeat(fleet, away)
         fleet.expect_soon(
             "the first is recorded as “Worker lost”",
             lambda: (fleet.clean_up(other), record_of(lost).failure_reason == "worker_lost")[1],
@@ -250,6 +253,21 @@ def look_back(fleet: Fleet) -> None:
 
 
 # Steps
+
+
+def _cut_off_in_a_heartbeat(fleet: Fleet, away: Host) -> None:
+    """Cut a host off at the worst moment: PostgreSQL keeps the transaction, and waits 30 seconds for its next part."""
+    with transaction.atomic():
+        # Each heartbeat waits a quarter of a second for the row.
+        list(WorkerProcess.objects.filter(host=away.name, lost_at=None).select_for_update(no_key=True))
+        fleet.expect_soon("a heartbeat is on its way", _somebody_waits_for_a_row)
+        away.cut_off()
+
+
+def _somebody_waits_for_a_row() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')")
+        return bool(cursor.fetchone()[0])
 
 
 def _use_both_worker_hosts(fleet: Fleet, what: str, action: str = "work_briefly", *, may_lose: bool = False) -> None:
