@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import pickle
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -26,6 +28,35 @@ NO_LIMIT = -1
 
 #: The largest time limit that the operating system takes, and the largest value of an integer column.
 MAX_INTEGER = 2**31 - 1
+
+#: Values of these types can't be changed.
+_UNCHANGEABLE = frozenset((type(None), bool, int, float, str, bytes, date, datetime, timedelta, Decimal, uuid.UUID))
+
+
+def kept_arguments(message: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> bytes | None:
+    """Return the arguments of a task that is about to run, pickled, as its function may change what it gets.
+
+    None if it can't change them, or they can't be pickled, or are not wanted.
+    """
+    try:
+        values = (*message["args"], *message["kwargs"].values())
+        if _UNCHANGEABLE.issuperset(map(type, values)) or not is_wanted(message):
+            return None
+        return pickle.dumps((message["args"], message["kwargs"]), pickle.HIGHEST_PROTOCOL)
+    except (Exception, SystemExit):
+        # Other people's objects.
+        return None
+
+
+def with_kept_arguments(message: dict[str, Any], kept: bytes | None) -> dict[str, Any]:
+    """Return the message of a task with the arguments that :func:`kept_arguments` has returned for it."""
+    if kept is None:
+        return message
+    try:
+        args, kwargs = pickle.loads(kept)
+    except (Exception, SystemExit):
+        return message
+    return {**message, "args": args, "kwargs": kwargs}
 
 
 def as_moment(value: datetime | None) -> datetime | None:

@@ -28,6 +28,7 @@ from django.utils.translation import gettext_lazy as _
 
 from powercrud_dashboard.conf import SETTING_NAME, app_settings, is_share
 from powercrud_dashboard.engine import observed, policy, processes, registry, release, statistics
+from powercrud_dashboard.engine.arguments import with_kept_arguments
 from powercrud_dashboard.engine.failure_texts import shortened, tells_of_failure
 from powercrud_dashboard.engine.observed_rows import EndedTask, PlainTask
 from powercrud_dashboard.engine.spec import TaskSpec, argument_names, resolve_function
@@ -118,6 +119,8 @@ class Run:
     host: str = ""
     pid: int | None = None
     has_whole_arguments: bool = True
+    #: The arguments before it ran, as ``kept_arguments`` returns them.
+    arguments: bytes | None = None
 
 
 def record_ends(runs: Iterable[Run], *, by_rows: bool = False) -> int:
@@ -218,7 +221,7 @@ def without_large_values(run: Run) -> Run:
     message = run.message
     result = shortened(message["result"]) if isinstance(message["result"], str) else to_json(message["result"])
     shown = {"args": tuple(to_json(list(message["args"]))), "kwargs": to_json(message["kwargs"]), "result": result}
-    return replace(run, message={**message, **shown}, has_whole_arguments=False)
+    return replace(run, message={**message, **shown}, has_whole_arguments=False, arguments=None)
 
 
 #: What is counted of an ended task.
@@ -227,7 +230,7 @@ _COUNTED = ("id", "name", "func", "cluster", "started", "stopped", "success")
 
 def without_values(run: Run) -> Run:
     """Return what is told of a task that is only counted, without its arguments and its result."""
-    return replace(run, message={name: run.message[name] for name in _COUNTED if name in run.message})
+    return replace(run, message={name: run.message[name] for name in _COUNTED if name in run.message}, arguments=None)
 
 
 def _facts(message: Message) -> dict[str, Any]:
@@ -247,7 +250,7 @@ def _facts(message: Message) -> dict[str, Any]:
 
 
 def _ended(run: Run) -> EndedTask:
-    message = run.message
+    message = with_kept_arguments(run.message, run.arguments)
     return EndedTask(
         **_facts(message),
         success=message["success"],

@@ -30,6 +30,7 @@ from django_q.signals import post_execute_in_worker, pre_execute
 
 from powercrud_dashboard.conf import app_settings
 from powercrud_dashboard.engine import missed, plain, processes
+from powercrud_dashboard.engine.arguments import kept_arguments, with_kept_arguments
 from powercrud_dashboard.engine.plain import Run
 from powercrud_dashboard.q2 import observe
 from powercrud_dashboard.text import LONG, SHORT, KeptText, error_summary, error_text
@@ -163,6 +164,8 @@ class _Running:
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.message = message
+        #: The arguments before it runs. Of a task that gets no record unless it fails nothing is kept.
+        self.arguments = kept_arguments(message, plain.is_recorded)
         self.timeout = messages.time_limit_of(message["id"])
         self.started_at = timezone.now()
         self.began = time.monotonic()
@@ -205,7 +208,7 @@ class _WorkerSide:
     def _keep_end_of(self, running: _Running) -> None:
         # A copy, as the message no longer has its time limit.
         message = {**_as_passed_on(running.message), "timeout": running.timeout}
-        run = Run(message, running.started_at, self._host, os.getpid())
+        run = Run(message, running.started_at, self._host, os.getpid(), arguments=running.arguments)
         if plain.is_only_counted(run):
             self._only_counted.add(plain.without_values(run))
         else:
@@ -244,7 +247,8 @@ class _WorkerSide:
         # Under a new identity, as this process was declared lost and its task may have been given up.
         if not running.is_written or running.identity != identity:
             if plain.is_recorded(running.message):
-                plain.record_running({**running.message, "timeout": running.timeout}, running.started_at)
+                message = with_kept_arguments(running.message, running.arguments)
+                plain.record_running({**message, "timeout": running.timeout}, running.started_at)
             running.is_written, running.identity = True, identity
         elif now >= running.next_look:
             running.next_look = now + CANCEL_INTERVAL

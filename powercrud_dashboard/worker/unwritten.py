@@ -86,8 +86,10 @@ class Unwritten:
 
 def _size_of(run: Run) -> int:
     message = run.message
+    kept = run.arguments or b""
+    names = ("result",) if kept else ("args", "kwargs", "result")
     try:
-        return _OVERHEAD + len(pickle.dumps([message.get(name) for name in ("args", "kwargs", "result")]))
+        return _OVERHEAD + len(kept) + len(pickle.dumps([message.get(name) for name in names]))
     except (Exception, SystemExit):
         # Other people's objects.
         return 10 * _OVERHEAD

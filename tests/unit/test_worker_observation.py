@@ -20,6 +20,7 @@ from django.utils.functional import SimpleLazyObject
 from django_q.signals import pre_execute
 
 from powercrud_dashboard.engine.plain import Run
+from powercrud_dashboard.engine.spec import TaskSpec
 from powercrud_dashboard.exceptions import TaskNotRetryable
 from powercrud_dashboard.models import TaskRecord
 from powercrud_dashboard.worker import observe, unwritten
@@ -102,6 +103,34 @@ def test_a_result_is_recorded_as_it_was_returned(results, record_of):
     second = run(results, result=shared)
     observe.finish()
     assert (record_of(first).result, record_of(second).result) == ([1], [1, 2])
+
+
+def begin(**facts: Any) -> dict[str, Any]:
+    task = {"id": uuid.uuid4().hex, "name": "given", "func": ADD, "args": (), "kwargs": {}, **facts}
+    task["started"] = timezone.now() - timedelta(seconds=2)
+    pre_execute.send(sender="django_q", func=None, task=task)
+    return task
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_arguments_are_recorded_as_they_were_given_whatever_the_function_does_to_them(
+    results, record_of, monkeypatch, is_long
+):
+    monkeypatch.setattr(observe, "RUNS_LONG", 0.0)
+    order, lines = {"shop": "north", "number": 7}, [1, 2, 3]
+    task = begin(args=(order,), kwargs={"lines": lines})
+    order.pop("number")
+    lines.clear()
+    if is_long:
+        observe.look()
+        assert record_of(task["id"]).task_args == [{"shop": "north", "number": 7}]
+    task.update(success=False, result="no : Traceback\nValueError: no", stopped=timezone.now())
+    results.put(task)
+    assert observe.finish()
+    record = record_of(task["id"])
+    assert (record.status, record.task_kwargs) == ("failed", {"lines": [1, 2, 3]})
+    spec = TaskSpec.from_signed(record.payload)
+    assert (spec.args, spec.kwargs) == (({"shop": "north", "number": 7},), {"lines": [1, 2, 3]})
 
 
 def test_a_task_that_is_delivered_again_before_its_end_is_written_has_two_attempts(results, record_of):
