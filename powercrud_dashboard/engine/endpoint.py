@@ -34,5 +34,5 @@ class ProgressEndpoint:
         return path(prefix, include((patterns, "powercrud"), namespace=namespace))
 
     def is_open_to_all(self, task_name: str) -> bool:
-        """Return whether the endpoint answers people who are not logged in, if they know the task's name."""
+        """Return whether the endpoint answers everybody who knows the task's name, also without a login."""
         return False
