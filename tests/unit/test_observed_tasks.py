@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import traceback
 from contextlib import closing
 from datetime import timedelta
@@ -264,6 +267,25 @@ def test_signals_that_are_sent_in_an_event_loop_are_heard(record_of):
     assert list(record_of("elsewhere-1").events.values_list("event", flat=True)) == ["create", "start", "fail"]
     observe._executor().shutdown()
     observe._executor.cache_clear()
+
+
+IN_A_CHILD = """
+import os, django
+django.setup()
+from powercrud_dashboard.contrib.django_tasks import observe
+observe._executor().submit(print, "parent", flush=True).result()
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+observe._executor().submit(print, "child", flush=True).result(timeout=30)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork.")
+def test_a_child_process_has_a_thread_of_its_own_for_them():
+    # Another process, as this one has threads.
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", IN_A_CHILD], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.split()) == (0, ["parent", "child"]), ran.stderr
 
 
 # Cleanup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,11 @@ def _observe(sender: Any, result: Any, events: Callable[[], list[Event]]) -> Non
 def _executor() -> ThreadPoolExecutor:
     # One thread, so that the events of a task stay in their order.
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="powercrud-dashboard-observe")
+
+
+if hasattr(os, "register_at_fork"):
+    # Its thread stays with the parent.
+    os.register_at_fork(after_in_child=_executor.cache_clear)
 
 
 def _write_in_thread(write: Callable[[], None]) -> None:
