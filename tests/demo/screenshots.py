@@ -124,9 +124,17 @@ def _logged_in(browser: Browser, address: str, width: str, scheme: Any) -> Page:
 
 
 def _without_paths_of_this_machine(record: Any) -> None:
+    """Replace them in the tracebacks of the task and of its objects, and in its log."""
+    from django.db.models import Value
+    from django.db.models.functions import Replace
+
     for path, shown in ((str(ROOT), "/srv/inventory"), (sys.base_prefix, "/usr")):
-        record.traceback = record.traceback.replace(path, shown)
-    record.save(update_fields=["traceback"])
+        for rows, column in (
+            (type(record).objects.filter(pk=record.pk), "traceback"),
+            (record.objects_worked_on.all(), "traceback"),
+            (record.log_lines.all(), "message"),
+        ):
+            rows.update(**{column: Replace(column, Value(path), Value(shown))})
 
 
 class Tour:
@@ -201,6 +209,7 @@ class Tour:
         self.click("list_as_csv", files[:40], **{"pcrud-confirmed": "1", "pcrud-separator": ";", "pcrud-order": "path"})
         listed = TaskRecord.objects.latest("pk")
         wait_until(lambda: all(ended(record) for record in (recomputed, counted, listed)), "the actions end")
+        _without_paths_of_this_machine(counted)
         wait_until(lambda: TaskRecord.objects.finished().filter(source="django_q"), "the plain task is recorded")
         stopped = launch("stretch_checksums", "Stretch checksums (80 objects)", files[200:280])
         manager.cancel_task(stopped.task_name, user=user)
@@ -214,6 +223,7 @@ class Tour:
 
         wait_until(lambda: has_progress(slow[0], 15), "the slow task has come some way")
         self.shoot("index", "/admin/")
+        self._see_what_has_ended()
         self.shoot("tasks-busy", TASKS)
         self.shoot("tasks-filtered", f"{TASKS}?status=failed&q=parsed&within=24h")
         self.shoot("changelist", "/admin/inventory/sourcefile/", self._choose_action)
@@ -244,9 +254,11 @@ class Tour:
         self.click("stretch_in_parallel", files[:125])
         group = TaskRecord.objects.latest("pk")
         wait_until(lambda: any(map(has_progress, TaskRecord.objects.running())), "the group runs")
+        self._see_what_has_ended()
         self.shoot("group", f"{TASKS}groups/{group.group}/")
         for record in TaskRecord.objects.unfinished():
             manager.cancel_task(record.task_name, user=user)
+        self._see_what_has_ended()
         self.shoot("cluster-test", f"{TASKS}cluster/", self._test_cluster("Passed"))
         self._forget_tests()
         manage("load_history")
@@ -259,10 +271,13 @@ class Tour:
             wait_until(lambda record=failing: ended(record), "it fails")
         wait_until(lambda: Alert.objects.all().open().count() == 2, "the alerts are opened")
         Alert.objects.filter(kind=AlertKind.FAILURE_RATE).acknowledge(user, USERNAME)
-        for page in self.opened.values():
-            # This has the messages of what has ended.
-            page.goto(TASKS)
+        self._see_what_has_ended()
         self.shoot("alerts", f"{TASKS}alerts/")
+
+    def _see_what_has_ended(self) -> None:
+        """Open a page in each look that no picture is taken of: it has the messages."""
+        for page in self.opened.values():
+            page.goto(TASKS)
 
     @staticmethod
     def _test_cluster(words: str) -> Callable[[Page], None]:
