@@ -290,7 +290,8 @@ def _without_workers(waiting: dict[str, Waiting], workers: Workers) -> Iterator[
         return
     absent_for = AlertEvaluation.objects.without_workers()
     is_lasting = absent_for is not None and absent_for >= DEPLOY_MAY_TAKE
-    is_loss = not all(worker.is_loss_told for worker in workers.gone)
+    # A heartbeat in the future is from before the clock was set back: its worker may be about to send the next one.
+    is_loss = not all(worker.is_loss_told or worker.heartbeat_at > workers.read_at for worker in workers.gone)
     # If all are lost, that is one alert.
     yield Problem(kind, "", workers=tuple(workers.gone), may_open=is_lasting or is_loss)
 

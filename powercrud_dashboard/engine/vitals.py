@@ -42,7 +42,8 @@ class Workers:
             found.read_at = rows[0].read_at
             found.own_offset = timezone.now() - found.read_at
         for worker in rows:
-            is_alive = worker.lost_at is None and worker.heartbeat_at >= found.read_at - longest
+            # One in the future counts as none: the clock was set back.
+            is_alive = worker.lost_at is None and abs(found.read_at - worker.heartbeat_at) <= longest
             (found.alive if is_alive else found.gone).append(worker)
         return found
 

@@ -16,8 +16,12 @@ from powercrud_dashboard.models.fields import CharField
 
 class WorkerProcessQuerySet(models.QuerySet["WorkerProcess"]):
     def alive_workers(self, seconds: float) -> WorkerProcessQuerySet:
-        """Workers of clusters that have sent a heartbeat within so many seconds, by the database's clock."""
-        return self.exclude(cluster="").filter(lost_at=None, heartbeat_at__gte=Now() - timedelta(seconds=seconds))
+        """Workers of clusters that have sent a heartbeat within so many seconds, by the database's clock.
+
+        As in :meth:`silent_for`, one in the future counts as none.
+        """
+        age = timedelta(seconds=seconds)
+        return self.exclude(cluster="").filter(lost_at=None, heartbeat_at__range=(Now() - age, Now() + age))
 
     def silent_for(self, seconds: float) -> WorkerProcessQuerySet:
         """Processes without a heartbeat for so many seconds, by the database's clock, that are not known to be lost.

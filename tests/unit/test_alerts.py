@@ -164,6 +164,14 @@ def test_a_deploy_is_no_alert():
     assert open_alerts() == [("no_workers", "")]
 
 
+def test_workers_are_missed_soon_after_the_clock_was_set_back():
+    worker(1, silent=-3_600)
+    evaluate(times=1)
+    assert open_alerts() == []  # its next heartbeat may be about to come
+    evaluate(times=1)
+    assert open_alerts() == [("no_workers", "")]
+
+
 def test_workers_that_have_not_said_so_are_missed_at_once():
     worker(1, silent=LONG)
     evaluate(times=1)

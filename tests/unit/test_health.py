@@ -121,6 +121,15 @@ def test_it_is_not_well_without_a_worker_also_if_nothing_waits():
     assert reasons(200) == []
 
 
+def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_sign_of_life():
+    worker(1, silent=-3_600)
+    assert reasons() == ["no_workers"]
+    assert not WorkerProcess.objects.alive_workers(60).exists()
+    WorkerProcess.objects.update(heartbeat_at=timezone.now(), clock_at=timezone.now())
+    assert WorkerProcess.objects.alive_workers(60).exists()
+    health(200)
+
+
 def test_it_is_not_well_if_a_queue_has_no_worker(manager):
     worker(1)
     manager.launch_async_task(tasks.add, 1, cluster="reports")
