@@ -15,7 +15,7 @@ from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import DatabaseError
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_noop
 from django_q import VERSION
@@ -44,6 +44,9 @@ FRESH_STATE_AFTER = timedelta(seconds=1.5)
 SEEN_WITHIN = 6.0
 #: What the names of probes begin with.
 PROBE_PREFIX = "pcrud-probe-"
+#: Their group, and how long after its end another process may still read the result of one.
+PROBE_GROUP = "pcrud-probe"
+PROBES_ARE_READ_WITHIN = timedelta(minutes=1)
 #: Messages that are looked through in a queue; in a longer one nothing is missed.
 LISTED_AT_MOST = 20_000
 #: Messages that are counted for the pages and alerts.
@@ -372,11 +375,12 @@ def main_cluster() -> str:
 def probe(timeout_ms: int) -> bool:
     """Run a trivial task through a real cluster; return whether it came back in time.
 
-    Its queue entry and result are removed again in any case.
+    Its queue entry and result are removed again. What comes after that time, as from a busy cluster that had taken it
+    already, is removed by a later probe.
     """
     name = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     message = _ReceiptBroker(get_broker())
-    enqueue("math.floor", 1, task_name=name, save=True, cached=False, group="pcrud-probe", broker=message)
+    enqueue("math.floor", 1, task_name=name, save=True, cached=False, group=PROBE_GROUP, broker=message)
     deadline = time.monotonic() + timeout_ms / 1000
     try:
         while time.monotonic() < deadline:
@@ -386,7 +390,8 @@ def probe(timeout_ms: int) -> bool:
         return False
     finally:
         message.take_back()
-        Task.objects.filter(name=name).delete()
+        late = Q(group=PROBE_GROUP, stopped__lt=timezone.now() - PROBES_ARE_READ_WITHIN)
+        Task.objects.filter(Q(name=name) | late).delete()
 
 
 def cluster_settings() -> dict[str, dict[str, Any]]:

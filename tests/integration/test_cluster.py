@@ -6,13 +6,16 @@ import json
 import os
 import signal
 import socket
+import uuid
 from contextlib import suppress
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.db import OperationalError, connection
+from django.utils import timezone
 from django_q.models import OrmQ, Task
 
 from powercrud_dashboard.async_manager import AsyncManager
@@ -401,6 +404,20 @@ def test_without_a_cluster_the_probe_says_so_and_keeps_no_trace(manager):
     assert not manager.validate_async_qcluster(timeout_ms=100)
     assert not Task.objects.exists()
     assert queue.get_broker().queue_size() == 0
+
+
+@pytest.mark.usefixtures("_empty_queue")
+def test_a_probe_removes_what_a_busy_cluster_has_left_of_an_earlier_one(manager):
+    now = timezone.now()
+    ended = {"func": "math.floor", "success": True, "started": now}
+    late, new, other = (uuid.uuid4().hex for _number in range(3))
+    hour_ago = now - timedelta(hours=1)
+    Task.objects.create(id=late, name=f"{queue.PROBE_PREFIX}late", group=queue.PROBE_GROUP, stopped=hour_ago, **ended)
+    # That of another process, which may still read it.
+    Task.objects.create(id=new, name=f"{queue.PROBE_PREFIX}new", group=queue.PROBE_GROUP, stopped=now, **ended)
+    Task.objects.create(id=other, name="other", stopped=hour_ago, **ended)
+    assert not manager.validate_async_qcluster(timeout_ms=1)
+    assert set(Task.objects.values_list("pk", flat=True)) == {new, other}
 
 
 def test_a_cluster_stops_cleanly_after_tasks(cluster, manager):
