@@ -37,6 +37,8 @@ SAMPLE = 200
 LOOKED_THROUGH = 1_000
 #: A free worker takes a queued task within this time.
 SOON = timedelta(minutes=1)
+#: Of tasks that have run for less than this it is not said that they run long.
+RUNS_LONG = timedelta(seconds=5)
 
 
 class _MeanOf(Subquery):
@@ -65,6 +67,8 @@ class Pulse:
     steadily_arriving: float
     #: How long the last tasks ran, on average; None if none has ended in the last quarter of an hour.
     run_time: timedelta | None
+    #: How long the youngest of the running tasks has run; None if none runs.
+    youngest_run: timedelta | None
     open_failures: Count
     #: Whether a queue or a function is paused.
     has_pauses: bool
@@ -88,7 +92,15 @@ class Pulse:
     def start_interval(self, cluster: str) -> timedelta | None:
         """Return the time from the start of one task of this queue to that of the next; None if it is not known."""
         workers = self.workers_by_queue.get(cluster or queue.main_cluster(), 0)
-        return self.run_time / workers if self.run_time is not None and workers else None
+        if self.run_time is None or not workers or self._all_run_long:
+            return None
+        return self.run_time / workers
+
+    @property
+    def _all_run_long(self) -> bool:
+        """Whether all workers run a task that takes longer than the last ones, which tell nothing of its end."""
+        usual = max(self.run_time or timedelta(), RUNS_LONG)
+        return self.busy >= self.workers and self.youngest_run is not None and self.youngest_run > usual
 
     @cached_property
     def tone(self) -> str:
@@ -119,8 +131,12 @@ class Pulse:
         possible = self.workers / minutes
         # What workers need between two tasks is known only from a time in which all of them were busy.
         was_busy_throughout = self.busy == self.workers and (self.oldest_wait or timedelta()) >= PERIOD
-        capacity = self.ending if was_busy_throughout and self.ending else possible
+        is_measured = was_busy_throughout and self.ending > 0
+        capacity = self.ending if is_measured else possible
         if capacity > self.steadily_arriving:
+            if self._all_run_long and not is_measured:
+                tone = "ok" if (self.oldest_wait or timedelta()) < SOON else "warn"
+                return tone, _("All workers run longer tasks than usual")
             left = timedelta(minutes=self.waiting.number / (capacity - self.steadily_arriving))
             # An estimate of less is none.
             left = max(left, timedelta(seconds=1))
@@ -153,7 +169,7 @@ def _workers() -> dict[str, tuple[int, int]]:
 def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
     names = frozenset(served | {""} if queue.main_cluster() in served else served)
     counts_failures, has_messages = open_failures is None, queue.untaken_messages() is not None
-    read_at, ends, run_time, failures, has_pauses, has_alerts, *values = values_of(
+    read_at, ends, run_time, began, failures, has_pauses, has_alerts, *values = values_of(
         lambda: [*_rates(counts_failures), *_waiting(names)], "pulse", names, counts_failures, has_messages, CAP
     )
     arrivals, waiting = values[:PERIODS], values[PERIODS:]
@@ -164,6 +180,7 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
         "ending": ends / minutes,
         "steadily_arriving": statistics.median(arrivals) / minutes,
         "run_time": run_time,
+        "youngest_run": read_at - began if began is not None else None,
         "open_failures": open_failures or Count.capped(failures, CAP),
         "has_pauses": bool(has_pauses),
         "has_alerts": bool(has_alerts),
@@ -173,11 +190,13 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
 def _rates(counts_failures: bool) -> list[Any]:
     ended = TaskRecord.objects.order_by("-finished_at")
     ran = ended.filter(finished_at__gte=Now() - PERIODS * PERIOD, started_at__isnull=False).values("run_time")
+    running = TaskRecord.objects.filter(status=TaskStatus.IN_PROGRESS, started_at__isnull=False)
     failed = TaskRecord.objects.open_failures().order_by("-finished_at").values("pk")
     return [
         Now(),
         _number_in("finished_at"),
         _MeanOf(ran[:SAMPLE]),
+        Subquery(running.order_by("-started_at").values("started_at")[:1]),
         CappedCount(failed[: CAP + 1]) if counts_failures else Value(0),
         Exists(Pause.objects.all()),
         Exists(Alert.objects.all().open().unacknowledged()),

@@ -15,6 +15,8 @@ from powercrud_dashboard.q2 import queue
 from tests.testapp import tasks
 
 LIST = "/admin/powercrud_dashboard/taskrecord/"
+#: The last tasks took half a second, and those that run now take longer.
+LONG = {"run_time": timedelta(seconds=0.5), "youngest_run": timedelta(seconds=8)}
 
 
 def workers(number: int, cluster: str = "") -> list[WorkerProcess]:
@@ -38,6 +40,7 @@ def pulse(**facts) -> Pulse:
         "ending": 2.0,
         "steadily_arriving": 1.0,
         "run_time": timedelta(minutes=1),
+        "youngest_run": timedelta(seconds=30),
         "open_failures": Count(0),
         "has_pauses": False,
         "has_alerts": False,
@@ -59,6 +62,12 @@ def pulse(**facts) -> Pulse:
         ({"waiting": Count(0), "busy": 0}, "quiet", "Idle"),
         ({"busy": 1, "oldest_wait": timedelta(seconds=2)}, "ok", "Keeping up"),
         ({"run_time": None}, "warn", "No task has ended in the last 15 minutes"),
+        ({"youngest_run": timedelta(minutes=3)}, "warn", "All workers run longer tasks than usual"),
+        ({**LONG, "oldest_wait": timedelta(seconds=8)}, "ok", "All workers run longer tasks than usual"),
+        ({**LONG, "busy": 1}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "youngest_run": timedelta(seconds=4)}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "oldest_wait": timedelta(minutes=9)}, "warn", "Empty in about 10\xa0min"),
+        ({**LONG, "steadily_arriving": 300.0}, "bad", "Growing, 1 more worker would hold it"),
         # The workers were busy all the time, and got less done than their run times alone would allow.
         ({"oldest_wait": timedelta(minutes=9), "ending": 1.5}, "warn", "Empty in about 20\xa0min"),
         ({"oldest_wait": timedelta(minutes=9), "ending": 0.5}, "bad", "Growing, 3 more workers would hold it"),
@@ -173,3 +182,18 @@ def test_it_tells_when_the_next_tasks_start():
     ended(3, ago=timedelta(minutes=1), run=30)
     assert Pulse.now().start_interval("") == timedelta(seconds=15)
     assert Pulse.now().start_interval("slow") is None
+
+
+@pytest.mark.django_db
+def test_it_does_not_tell_so_while_all_workers_run_longer_tasks(manager):
+    [worker] = workers(1)
+    ended(3, ago=timedelta(minutes=1), run=2)
+    name = manager.launch_async_task(tasks.add, 1)
+    ActiveTask.objects.update(state=ActiveTaskState.IN_PROGRESS, worker=worker)
+    for seconds, interval in ((0, timedelta(seconds=2)), (20, None)):
+        began = timezone.now() - timedelta(seconds=seconds)
+        TaskRecord.objects.filter(task_name=name).update(status="in_progress", started_at=began)
+        found = Pulse.now()
+        assert found.busy == 1
+        assert timedelta(seconds=seconds) <= found.youngest_run < timedelta(seconds=seconds + 60)
+        assert found.start_interval("") == interval
