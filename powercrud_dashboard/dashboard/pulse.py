@@ -38,7 +38,7 @@ LOOKED_THROUGH = 1_000
 #: A free worker takes a queued task within this time.
 SOON = timedelta(minutes=1)
 #: Of tasks that have run for less than this it is not said that they run long.
-RUNS_LONG = timedelta(seconds=5)
+RUNS_LONG = timedelta(seconds=1)
 
 
 class _MeanOf(Subquery):

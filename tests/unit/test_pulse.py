@@ -65,7 +65,7 @@ def pulse(**facts) -> Pulse:
         ({"youngest_run": timedelta(minutes=3)}, "warn", "All workers run longer tasks than usual"),
         ({**LONG, "oldest_wait": timedelta(seconds=8)}, "ok", "All workers run longer tasks than usual"),
         ({**LONG, "busy": 1}, "ok", "Empty in about 2\xa0s"),
-        ({**LONG, "youngest_run": timedelta(seconds=4)}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "youngest_run": timedelta(seconds=0.8)}, "ok", "Empty in about 2\xa0s"),
         ({**LONG, "oldest_wait": timedelta(minutes=9)}, "warn", "Empty in about 10\xa0min"),
         ({**LONG, "steadily_arriving": 300.0}, "bad", "Growing, 1 more worker would hold it"),
         # The workers were busy all the time, and got less done than their run times alone would allow.
@@ -187,10 +187,10 @@ def test_it_tells_when_the_next_tasks_start():
 @pytest.mark.django_db
 def test_it_does_not_tell_so_while_all_workers_run_longer_tasks(manager):
     [worker] = workers(1)
-    ended(3, ago=timedelta(minutes=1), run=2)
+    ended(3, ago=timedelta(minutes=1), run=60)
     name = manager.launch_async_task(tasks.add, 1)
     ActiveTask.objects.update(state=ActiveTaskState.IN_PROGRESS, worker=worker)
-    for seconds, interval in ((0, timedelta(seconds=2)), (20, None)):
+    for seconds, interval in ((0, timedelta(minutes=1)), (90, None)):
         began = timezone.now() - timedelta(seconds=seconds)
         TaskRecord.objects.filter(task_name=name).update(status="in_progress", started_at=began)
         found = Pulse.now()
