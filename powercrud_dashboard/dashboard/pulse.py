@@ -136,7 +136,7 @@ class Pulse:
         if capacity > self.steadily_arriving:
             if self._all_run_long and not is_measured:
                 tone = "ok" if (self.oldest_wait or timedelta()) < SOON else "warn"
-                return tone, _("All workers run longer tasks than usual")
+                return tone, _("Busy with long tasks")
             left = timedelta(minutes=self.waiting.number / (capacity - self.steadily_arriving))
             # An estimate of less is none.
             left = max(left, timedelta(seconds=1))
