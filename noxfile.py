@@ -32,7 +32,6 @@ PART = [
     "tests/unit/test_checks.py",
     "tests/unit/test_django_tasks.py",
     "tests/unit/test_django_tasks_options.py",
-    "tests/unit/test_django_tasks_options.py",
     "tests/unit/test_filters.py",
     "tests/unit/test_launch.py",
     "tests/unit/test_lock_and_cluster_pages.py",
