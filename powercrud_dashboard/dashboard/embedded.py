@@ -21,12 +21,15 @@ def embedded(part: Callable[[], Part], without: Part) -> Part:
 
     The tables may not have been made yet, their database be away, or the project's ``Dashboard`` raise anything.
     """
-    using = coordination_db()
-    # After an error PostgreSQL refuses everything else in the transaction that ATOMIC_REQUESTS has begun.
-    savepoint: Any = transaction.atomic(using=using) if connections[using].in_atomic_block else nullcontext()
     try:
-        with savepoint:
+        with _savepoint():
             return part()
     except Exception:
         logger.exception("A part of a page can't be shown")
         return without
+
+
+def _savepoint() -> Any:
+    """Return a savepoint: after an error PostgreSQL refuses everything else in the transaction of ATOMIC_REQUESTS."""
+    using = coordination_db()
+    return transaction.atomic(using=using) if connections[using].in_atomic_block else nullcontext()

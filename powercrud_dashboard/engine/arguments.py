@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -33,14 +33,14 @@ MAX_INTEGER = 2**31 - 1
 _UNCHANGEABLE = frozenset((type(None), bool, int, float, str, bytes, date, datetime, timedelta, Decimal, uuid.UUID))
 
 
-def kept_arguments(message: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> bytes | None:
+def kept_arguments(message: Mapping[str, Any]) -> bytes | None:
     """Return the arguments of a task that is about to run, pickled, as its function may change what it gets.
 
-    None if it can't change them, or they can't be pickled, or are not wanted.
+    None if it can't change them, or they can't be pickled.
     """
     try:
         values = (*message["args"], *message["kwargs"].values())
-        if _UNCHANGEABLE.issuperset(map(type, values)) or not is_wanted(message):
+        if _UNCHANGEABLE.issuperset(map(type, values)):
             return None
         return pickle.dumps((message["args"], message["kwargs"]), pickle.HIGHEST_PROTOCOL)
     except (Exception, SystemExit):

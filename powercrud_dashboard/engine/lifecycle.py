@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext_noop
@@ -256,7 +256,8 @@ def _is_recorded(recorder: Any, task_name: str, events: Sequence[Event]) -> bool
         with transaction.atomic(using=coordination_db()):
             recorder.record_lifecycle_events(task_name, events)
     except Exception as error:
-        if is_lock_timeout(error):
+        # Outside of a transaction there is nothing that could be done again as a whole.
+        if is_lock_timeout(error) and connections[coordination_db()].in_atomic_block:
             raise
         names = ", ".join(event for event, _payload in events)
         logger.exception(

@@ -263,6 +263,10 @@ def _known(names: Iterable[str]) -> dict[str, TaskRecord]:
 def _write_end(record: TaskRecord, task: EndedTask, recorder: Any) -> bool:
     """Write the end of a task that has a record. Return whether it was not known yet."""
     event = outcome(task.func, task.success, task.result)[0]
+    told = TaskEvent.objects.filter(record=record, event=event, timestamp=task.stopped_at)
+    if task.started_at is None and record.finished_at != task.stopped_at and told.exists():
+        # A row of a run that its worker has told of, while the record tells of a newer one.
+        return False
     if event == "fail" and _is_of_earlier_attempt(task, record):
         # The record tells of a newer one, which may be running.
         return _add_run(record, task)
@@ -300,6 +304,12 @@ def _end(record: TaskRecord, task: EndedTask, recorder: Any, *, is_later: bool) 
         # It has run, though nobody has told when it began.
         TaskRecord.objects.filter(pk=record.pk).update(attempts=task.attempts)
     recorder.record_lifecycle_events(record.task_name, events)
+    if _is_earlier(task.started_at, record.started_at) and task.started_at is not None:
+        # The record tells of the run that has ended, not of the one which has overtaken it.
+        start = [line for line in _new_lines(record, task) if line["event"] == "start"]
+        TaskEvent.objects.add([{**line, "record": record.pk} for line in start])
+        columns = {"started_at": task.started_at, **place_of(task)}
+        TaskRecord.objects.filter(pk=record.pk).update(attempts=F("attempts") + len(start), **columns)
 
 
 def _new_lines(record: TaskRecord, task: EndedTask) -> list[dict[str, Any]]:
@@ -324,7 +334,9 @@ def _add_start(record: TaskRecord, task: EndedTask) -> None:
     """Write what a worker knows of an end that django-q2's row has told before: when the task began, and where."""
     columns = {"started_at": task.started_at, "run_time": change_of(task).columns["run_time"], **place_of(task)}
     if TaskRecord.objects.filter(pk=record.pk, started_at=None).update(**columns):
-        TaskEvent.objects.add([{**lines_of(task)[1], "record": record.pk}])
+        # It may be known, as the row's run may be one of several that have begun.
+        lines = [line for line in _new_lines(record, task) if line["event"] == "start"]
+        TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
 
 
 def _write_later_end(record: TaskRecord, task: EndedTask, recorder: Any, *, has_succeeded: bool) -> bool:
@@ -345,13 +357,19 @@ def _write_later_end(record: TaskRecord, task: EndedTask, recorder: Any, *, has_
     # Both ends count.
     statistics.count_records([record.pk])
     columns = {**change_of(task).columns, "counted_as": None, "started_at": task.started_at, **place_of(task)}
-    if task.started_at is None or lines[0]["event"] == "start":
+    if lines[0]["event"] == "start" or (task.started_at is None and not _has_begun_more_than_ended(record)):
         columns["attempts"] = F("attempts") + 1
     newer.update(**columns)
     TaskEvent.objects.add([{**line, "record": record.pk} for line in lines])
     if has_succeeded and record.chain is not None:
         _resolve_earlier(record, recorder)
     return True
+
+
+def _has_begun_more_than_ended(record: TaskRecord) -> bool:
+    """Return whether the timeline has the start of a run whose end it does not have, as a row may tell of that one."""
+    events = list(TaskEvent.objects.filter(record=record).values_list("event", flat=True))
+    return events.count("start") > sum(events.count(end) for end in ("complete", "fail", "cancel"))
 
 
 def _resolve_earlier(record: TaskRecord, recorder: Any) -> None:

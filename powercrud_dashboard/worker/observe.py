@@ -164,8 +164,8 @@ class _Running:
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.message = message
-        #: The arguments before it runs. Of a task that gets no record unless it fails nothing is kept.
-        self.arguments = kept_arguments(message, plain.is_recorded)
+        #: The arguments before it runs, also of a task that gets a record only if it fails.
+        self.arguments = kept_arguments(message)
         self.timeout = messages.time_limit_of(message["id"])
         self.started_at = timezone.now()
         self.began = time.monotonic()

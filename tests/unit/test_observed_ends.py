@@ -255,6 +255,48 @@ def test_a_queued_task_that_ends_by_its_row_has_run(record_of):
     assert (record_of(task.id).attempts, record_of(task.id).started_at) == (1, task.started_at)
 
 
+def row_of(task: EndedTask) -> EndedTask:
+    """What django-q2's row tells of a run."""
+    return replace(task, started_at=None, worker_host="", worker_pid=None)
+
+
+def test_the_row_of_an_overtaken_failure_that_is_known_does_not_end_the_newer_run(record_of):
+    one, _other = two_runs(first=False, second=True, apart=90)
+    assert tell_twice(one) == [1, 0]
+    assert tell_twice(row_of(one), by_rows=True) == [0, 0]
+    assert record_of(one.id).status == "in_progress"
+
+
+@pytest.mark.parametrize("apart", [90, 200])
+def test_the_success_of_an_overtaken_run_has_its_own_start_and_worker(record_of, apart):
+    one, other = two_runs(first=True, second=True, apart=apart)
+    observed.record_ended([one])
+    observed.record_ended([other])
+    record = record_of(one.id)
+    assert (record.started_at, record.finished_at, record.worker_pid) == (one.started_at, one.stopped_at, 1)
+
+
+def test_an_overtaken_run_whose_start_was_not_recorded_counts(record_of):
+    at = timezone.now() - timedelta(hours=1)
+    one = ended(created_at=at, started_at=at, stopped_at=at + timedelta(seconds=100))
+    began = at + timedelta(seconds=90)
+    two = replace(one, started_at=began, stopped_at=at + timedelta(seconds=190))
+    with impatient_transaction():
+        observed.record_started(PlainTask(one.id, one.name, one.func, one.args, created_at=at), began)
+    observed.record_ended([one])
+    observed.record_ended([two])
+    assert record_of(one.id).attempts == 2
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_run_that_its_row_tells_before_its_worker_counts_once(record_of, success):
+    one, other = two_runs(first=success, second=False, apart=90)
+    observed.record_ended([replace(other, stopped_at=one.stopped_at - timedelta(seconds=2))])
+    observed.record_ended([row_of(one)], by_rows=True)
+    observed.record_ended([one])
+    assert record_of(one.id).attempts == 2
+
+
 def test_queued_tasks_are_recorded_though_somebody_else_records_one_at_the_same_moment():
     now = timezone.now()
     queued = [PlainTask(uuid.uuid4().hex, "n", ADD, created_at=now) for _number in range(2)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from django.db import connection, connections
 
+from powercrud_dashboard.async_context import get_current_task
 from powercrud_dashboard.exceptions import TaskBusy
 from powercrud_dashboard.models import ConflictLock, TaskRecord
 from tests.clicks import TASKS, choose, said
@@ -33,16 +34,24 @@ def ended(manager) -> TaskRecord:
     return TaskRecord.objects.get(task_name=manager.launch_async_task(ADD, 1, sync=True))
 
 
-@pytest.fixture
-def writer(queued, ended, boss) -> Iterator[None]:
+@contextmanager
+def somebody_writes() -> Iterator[None]:
     """Somebody else has the write lock, and those who want it are not patient."""
     with connection.cursor() as cursor, closing(connections.create_connection("default")) as other:
         (usual,) = cursor.execute("PRAGMA busy_timeout").fetchone()
         cursor.execute("PRAGMA busy_timeout = 10")
         with other.cursor() as of_other:
             of_other.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {usual}")
+
+
+@pytest.fixture
+def writer(queued, ended, boss) -> Iterator[None]:
+    with somebody_writes():
         yield
-        cursor.execute(f"PRAGMA busy_timeout = {usual}")
 
 
 def test_clicks_say_to_try_again(writer, boss, queued, ended):
@@ -71,3 +80,14 @@ def test_the_manager_raises_an_error_that_says_so(writer, manager, queued):
         with pytest.raises(TaskBusy):
             act()
     assert manager.get_task_status(queued.task_name) == "pending"
+
+
+def log_while_somebody_writes() -> int:
+    with somebody_writes():
+        get_current_task().log("a line")
+    return 5
+
+
+def test_what_a_synchronous_task_tells_meanwhile_harms_it_not(manager, record_of):
+    name = manager.launch_async_task(f"{__name__}.log_while_somebody_writes", sync=True)
+    assert (record_of(name).status, record_of(name).result) == ("success", 5)

@@ -133,6 +133,17 @@ def test_arguments_are_recorded_as_they_were_given_whatever_the_function_does_to
     assert (spec.args, spec.kwargs) == (({"shop": "north", "number": 7},), {"lines": [1, 2, 3]})
 
 
+def test_so_are_those_of_a_task_that_is_recorded_only_as_it_fails(results, record_of, settings):
+    settings.POWERCRUD_SETTINGS = {**settings.POWERCRUD_SETTINGS, "DASHBOARD_TRACK_SAMPLE": {ADD: 0}}
+    order = {"shop": "north", "number": 7}
+    task = begin(args=(order,))
+    order.pop("number")
+    task.update(success=False, result="no : Traceback\nValueError: no", stopped=timezone.now())
+    results.put(task)
+    assert observe.finish()
+    assert TaskSpec.from_signed(record_of(task["id"]).payload).args == ({"shop": "north", "number": 7},)
+
+
 def test_a_task_that_is_delivered_again_before_its_end_is_written_has_two_attempts(results, record_of):
     name = run(results, success=False)
     run(results, id=name)
