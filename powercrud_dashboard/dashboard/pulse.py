@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import BooleanField, DurationField, Exists, ExpressionWrapper, OuterRef, Subquery, Value
+from django.db.models import DurationField, Exists, OuterRef, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
@@ -37,7 +38,8 @@ SAMPLE = 200
 LOOKED_THROUGH = 1_000
 #: A free worker takes a queued task within this time.
 SOON = timedelta(minutes=1)
-#: Of tasks that have run for less than this it is not said that they run long.
+#: Running tasks are long if they have run for so many times as long as the last ones took, and for at least so long.
+TIMES_AS_LONG = 3
 RUNS_LONG = timedelta(seconds=1)
 
 
@@ -67,8 +69,8 @@ class Pulse:
     steadily_arriving: float
     #: How long the last tasks ran, on average; None if none has ended in the last quarter of an hour.
     run_time: timedelta | None
-    #: How long the youngest of the running tasks has run; None if none runs.
-    youngest_run: timedelta | None
+    #: How long the youngest task has run in each queue whose workers are all busy.
+    youngest_runs: dict[str, timedelta]
     open_failures: Count
     #: Whether a queue or a function is paused.
     has_pauses: bool
@@ -78,11 +80,14 @@ class Pulse:
     @classmethod
     def now(cls, open_failures: Count | None = None) -> Pulse:
         """Read it, in two queries. ``open_failures`` is their number if it is known already."""
-        workers = _workers()
+        runs = _runs_by_queue()
         return cls(
-            workers_by_queue={name: number for name, (number, _busy) in workers.items()},
-            busy=sum(busy for _number, busy in workers.values()),
-            **_queue_and_rates(set(workers), open_failures),
+            workers_by_queue={name: len(found) for name, found in runs.items()},
+            busy=sum(run is not None for found in runs.values() for run in found),
+            youngest_runs={
+                name: min(run for run in found if run is not None) for name, found in runs.items() if None not in found
+            },
+            **_queue_and_rates(set(runs), open_failures),
         )
 
     @property
@@ -91,16 +96,16 @@ class Pulse:
 
     def start_interval(self, cluster: str) -> timedelta | None:
         """Return the time from the start of one task of this queue to that of the next; None if it is not known."""
-        workers = self.workers_by_queue.get(cluster or queue.main_cluster(), 0)
-        if self.run_time is None or not workers or self._all_run_long:
+        name = cluster or queue.main_cluster()
+        workers = self.workers_by_queue.get(name, 0)
+        if self.run_time is None or not workers or self._runs_long(name):
             return None
         return self.run_time / workers
 
-    @property
-    def _all_run_long(self) -> bool:
-        """Whether all workers run a task that takes longer than the last ones, which tell nothing of its end."""
-        usual = max(self.run_time or timedelta(), RUNS_LONG)
-        return self.busy >= self.workers and self.youngest_run is not None and self.youngest_run > usual
+    def _runs_long(self, name: str) -> bool:
+        """Return whether all workers of a queue run longer tasks than the last ones, which do not tell their ends."""
+        long = max(TIMES_AS_LONG * (self.run_time or timedelta()), RUNS_LONG)
+        return name in self.youngest_runs and self.youngest_runs[name] > long
 
     @cached_property
     def tone(self) -> str:
@@ -134,7 +139,9 @@ class Pulse:
         is_measured = was_busy_throughout and self.ending > 0
         capacity = self.ending if is_measured else possible
         if capacity > self.steadily_arriving:
-            if self._all_run_long and not is_measured:
+            # In a queue with a free worker nothing waits for long.
+            runs_long = bool(self.youngest_runs) and all(map(self._runs_long, self.youngest_runs))
+            if runs_long and not is_measured:
                 tone = "ok" if (self.oldest_wait or timedelta()) < SOON else "warn"
                 return tone, _("Busy with long tasks")
             left = timedelta(minutes=self.waiting.number / (capacity - self.steadily_arriving))
@@ -152,24 +159,25 @@ class Pulse:
         return "bad", text % {"count": max(more, 1)}
 
 
-def _workers() -> dict[str, tuple[int, int]]:
-    """Return the number of workers of each queue, and how many of them run a task."""
+def _runs_by_queue() -> dict[str, list[timedelta | None]]:
+    """Return for each queue how long each of its workers has run its task; None for a free worker."""
     tasks = ActiveTask.objects.running().filter(worker=OuterRef("pk"), worker__isnull=False)
     running = plain.unfinished().filter(status=TaskStatus.IN_PROGRESS)
     observed = running.filter(worker_host=OuterRef("host"), worker_pid=OuterRef("pid"))
-    is_busy = ExpressionWrapper(Exists(tasks) | Exists(observed), output_field=BooleanField())
+    start = Coalesce("started_at", Now())
+    began = [Subquery(rows.order_by(start.desc()).values_list(start)[:1]) for rows in (tasks, observed)]
     alive = WorkerProcess.objects.alive_workers(max_heartbeat_age())
-    found: dict[str, tuple[int, int]] = {}
-    for cluster, has_task in alive.values_list("cluster", is_busy):
-        number, busy = found.get(cluster, (0, 0))
-        found[cluster] = number + 1, busy + has_task
+    found: dict[str, list[timedelta | None]] = {}
+    for cluster, now, *times in alive.values_list("cluster", Now(), *began):
+        runs = [max(now - at, timedelta()) for at in times if at is not None]
+        found.setdefault(cluster, []).append(min(runs, default=None))
     return found
 
 
 def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str, Any]:
     names = frozenset(served | {""} if queue.main_cluster() in served else served)
     counts_failures, has_messages = open_failures is None, queue.untaken_messages() is not None
-    read_at, ends, run_time, began, failures, has_pauses, has_alerts, *values = values_of(
+    read_at, ends, run_time, failures, has_pauses, has_alerts, *values = values_of(
         lambda: [*_rates(counts_failures), *_waiting(names)], "pulse", names, counts_failures, has_messages, CAP
     )
     arrivals, waiting = values[:PERIODS], values[PERIODS:]
@@ -180,7 +188,6 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
         "ending": ends / minutes,
         "steadily_arriving": statistics.median(arrivals) / minutes,
         "run_time": run_time,
-        "youngest_run": read_at - began if began is not None else None,
         "open_failures": open_failures or Count.capped(failures, CAP),
         "has_pauses": bool(has_pauses),
         "has_alerts": bool(has_alerts),
@@ -190,13 +197,11 @@ def _queue_and_rates(served: set[str], open_failures: Count | None) -> dict[str,
 def _rates(counts_failures: bool) -> list[Any]:
     ended = TaskRecord.objects.order_by("-finished_at")
     ran = ended.filter(finished_at__gte=Now() - PERIODS * PERIOD, started_at__isnull=False).values("run_time")
-    running = TaskRecord.objects.filter(status=TaskStatus.IN_PROGRESS, started_at__isnull=False)
     failed = TaskRecord.objects.open_failures().order_by("-finished_at").values("pk")
     return [
         Now(),
         _number_in("finished_at"),
         _MeanOf(ran[:SAMPLE]),
-        Subquery(running.order_by("-started_at").values("started_at")[:1]),
         CappedCount(failed[: CAP + 1]) if counts_failures else Value(0),
         Exists(Pause.objects.all()),
         Exists(Alert.objects.all().open().unacknowledged()),

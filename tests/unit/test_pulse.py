@@ -16,7 +16,7 @@ from tests.testapp import tasks
 
 LIST = "/admin/powercrud_dashboard/taskrecord/"
 #: The last tasks took half a second, and those that run now take longer.
-LONG = {"run_time": timedelta(seconds=0.5), "youngest_run": timedelta(seconds=8)}
+LONG = {"run_time": timedelta(seconds=0.5), "youngest_runs": {"default": timedelta(seconds=8)}}
 
 
 def workers(number: int, cluster: str = "") -> list[WorkerProcess]:
@@ -40,7 +40,7 @@ def pulse(**facts) -> Pulse:
         "ending": 2.0,
         "steadily_arriving": 1.0,
         "run_time": timedelta(minutes=1),
-        "youngest_run": timedelta(seconds=30),
+        "youngest_runs": {"default": timedelta(seconds=30)},
         "open_failures": Count(0),
         "has_pauses": False,
         "has_alerts": False,
@@ -62,10 +62,11 @@ def pulse(**facts) -> Pulse:
         ({"waiting": Count(0), "busy": 0}, "quiet", "Idle"),
         ({"busy": 1, "oldest_wait": timedelta(seconds=2)}, "ok", "Keeping up"),
         ({"run_time": None}, "warn", "No task has ended in the last 15 minutes"),
-        ({"youngest_run": timedelta(minutes=3)}, "warn", "Busy with long tasks"),
+        ({"youngest_runs": {"default": timedelta(minutes=4)}}, "warn", "Busy with long tasks"),
         ({**LONG, "oldest_wait": timedelta(seconds=8)}, "ok", "Busy with long tasks"),
-        ({**LONG, "busy": 1}, "ok", "Empty in about 2\xa0s"),
-        ({**LONG, "youngest_run": timedelta(seconds=0.8)}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "youngest_runs": {}}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "youngest_runs": {"default": timedelta(seconds=0.8)}}, "ok", "Empty in about 2\xa0s"),
+        ({**LONG, "workers_by_queue": {"default": 2, "idle": 1}}, "warn", "Busy with long tasks"),
         ({**LONG, "oldest_wait": timedelta(minutes=9)}, "warn", "Empty in about 10\xa0min"),
         ({**LONG, "steadily_arriving": 300.0}, "bad", "Growing, 1 more worker would hold it"),
         # The workers were busy all the time, and got less done than their run times alone would allow.
@@ -188,12 +189,13 @@ def test_it_tells_when_the_next_tasks_start():
 def test_it_does_not_tell_so_while_all_workers_run_longer_tasks(manager):
     [worker] = workers(1)
     ended(3, ago=timedelta(minutes=1), run=60)
-    name = manager.launch_async_task(tasks.add, 1)
+    manager.launch_async_task(tasks.add, 1)
     ActiveTask.objects.update(state=ActiveTaskState.IN_PROGRESS, worker=worker)
-    for seconds, interval in ((0, timedelta(minutes=1)), (90, None)):
-        began = timezone.now() - timedelta(seconds=seconds)
-        TaskRecord.objects.filter(task_name=name).update(status="in_progress", started_at=began)
+    for seconds, interval in ((0, timedelta(minutes=1)), (150, timedelta(minutes=1)), (200, None)):
+        ActiveTask.objects.update(started_at=timezone.now() - timedelta(seconds=seconds))
         found = Pulse.now()
-        assert found.busy == 1
-        assert timedelta(seconds=seconds) <= found.youngest_run < timedelta(seconds=seconds + 60)
+        assert (found.busy, found.workers) == (1, 1)
         assert found.start_interval("") == interval
+    # In a queue with a free worker nothing waits.
+    WorkerProcess.objects.create(identity="free", host="one", pid=99, cluster=queue.current_cluster())
+    assert Pulse.now().youngest_runs == {}
